@@ -1,0 +1,20 @@
+"""Where headrace keeps its state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+HOME_VARIABLE: Final = "HEADRACE_HOME"
+DEFAULT_PORT: Final = 7420
+
+
+def home() -> Path:
+    """The folder for identity, pins and caches: HEADRACE_HOME, else the platform's user state directory."""
+    chosen = os.environ.get(HOME_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    from platformdirs import user_state_path  # only when needed: most tests and all services set HEADRACE_HOME
+
+    return user_state_path("headrace", appauthor=False)

@@ -1,0 +1,307 @@
+"""Every message, one struct each. The header of a frame is one of these in MessagePack; `type` names it.
+
+Fields may be added (with a default), never changed or removed: a receiver skips fields and types that it does not
+know. Phase 7 is the baseline that every peer speaks; phase 8 adds the bulk messages.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any, Final, Literal
+
+import msgspec
+
+from headrace.protocol.paths import MAX_PATH, BadPathError, RelPath, check_name
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+PHASE_BASELINE: Final = 7
+PHASE_BULK: Final = 8
+
+CHUNK_SIZE: Final = 4 * MIB  # bulk; the last chunk of a file may be shorter
+READ_SIZE: Final = 128 * KIB  # random access, and the most a phase 7 Read may ask for
+HASH_SIZE: Final = 32  # BLAKE3, bytes
+VERSION_SIZE: Final = 16  # a file's version token, bytes
+MAX_ENTRIES: Final = 1000  # entries in one ListPart
+MAX_HASHES: Final = 2048  # hashes in one ManifestPart
+MAX_FILE_SIZE: Final = 1 << 62
+
+ROLE_CONTROL: Final = "control"
+ROLE_DATA: Final = "data"
+
+Kind = Literal["f", "d", "l", "o"]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type"):
+    """The base of all messages."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file, directory or symlink as the host sees it.
+
+    kind: `f` file, `d` directory, `l` symlink, `o` anything else (not transferable).
+    size: bytes. mtime_ns: nanoseconds since 1970, UTC. mode: permission bits (0o7777 at most).
+    target: of a symlink, raw. version: opaque token; it changes whenever the file's content may have.
+    sparse: the file occupies less disk than its size.
+    """
+
+    name: bytes
+    kind: Kind
+    size: int = 0
+    mtime_ns: int = 0
+    mode: int = 0
+    target: bytes = b""
+    version: bytes = b""
+    sparse: bool = False
+
+    def check(self, *, is_root: bool = False) -> Entry:
+        """This entry, or ValueError when a field lies outside its limits. For entries from a peer."""
+        if not (is_root and not self.name):
+            check_name(self.name)
+        if not 0 <= self.size <= MAX_FILE_SIZE:
+            raise ValueError("a size out of range")
+        if not -(1 << 63) <= self.mtime_ns < (1 << 63) or not 0 <= self.mode <= 0o7777:
+            raise ValueError("a time or mode out of range")
+        if len(self.target) > MAX_PATH or len(self.version) > VERSION_SIZE:
+            raise ValueError("a link target or version token too long")
+        if self.kind == "f" and len(self.version) != VERSION_SIZE:
+            raise ValueError("a file without a version token")
+        return self
+
+
+# ---- phase 7: handshake ------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The client's first words. versions: lowest and highest phase it speaks. role: `control` or `data`."""
+
+    versions: tuple[int, int]
+    features: list[str]
+    agent: str
+    role: str = ROLE_CONTROL
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The host's answer: the phase and the features both will use from here on. share: the code's public group."""
+
+    version: int
+    features: list[str]
+    agent: str
+    share: str
+
+
+class AuthPake(Message, frozen=True, tag="auth-pake"):
+    """First contact: the client's SPAKE2 element."""
+
+    element: bytes
+
+
+class AuthPakeReply(Message, frozen=True, tag="auth-pake-reply"):
+    """The host's SPAKE2 element."""
+
+    element: bytes
+
+
+class AuthPakeConfirm(Message, frozen=True, tag="auth-pake-confirm"):
+    """The client proves that it has the key. It goes first, so a guess is spent before anything is learnt."""
+
+    mac: bytes
+
+
+class AuthCredential(Message, frozen=True, tag="auth-credential"):
+    """A later connection: proof = HMAC-SHA256(credential, label, certificate fingerprint, nonce)."""
+
+    peer: bytes
+    nonce: bytes
+    proof: bytes
+
+    def __repr__(self) -> str:
+        """Without the proof: to whoever reads a log it would be as good as the credential."""
+        return f"AuthCredential(peer={self.peer!r})"
+
+
+class Granted(Message, frozen=True, tag="granted"):
+    """The peer is in. mac: the host's proof that it has the PAKE key (empty after AuthCredential)."""
+
+    mac: bytes
+    name: str
+
+
+# ---- phase 7: requests and answers; `id` pairs them, answers come in the order of the requests -------------------
+
+
+class Stat(Message, frozen=True, tag="stat"):
+    id: int
+    path: bytes
+
+
+class StatReply(Message, frozen=True, tag="stat-reply"):
+    """The entry at the path; for the root its name is the share's name."""
+
+    id: int
+    entry: Entry
+
+
+class List(Message, frozen=True, tag="list"):
+    """The entries of one directory, answered by one or more ListPart."""
+
+    id: int
+    path: bytes
+
+
+class ListPart(Message, frozen=True, tag="list-part"):
+    """Entries of the directory `path` (share-relative). last: no further part of this answer follows.
+
+    error: why (the rest of) this directory could not be read; an error code of the error table.
+    """
+
+    id: int
+    path: bytes
+    entries: list[Entry]
+    last: bool = False
+    error: str = ""
+
+
+class Read(Message, frozen=True, tag="read"):
+    """At most READ_SIZE bytes of a file, answered by Data. version: fail with `changed` if it is another by now."""
+
+    id: int
+    path: bytes
+    offset: int
+    length: int
+    version: bytes = b""
+
+
+class Data(Message, frozen=True, tag="data"):
+    """The payload is the bytes; fewer than asked for means the end of the file."""
+
+    id: int
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    id: int
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    id: int
+
+
+class Error(Message, frozen=True, tag="error"):
+    """What went wrong. id: of the request it answers; 0: the connection as a whole, which then closes.
+
+    code: a word of the error table. retry_after: seconds, where waiting helps.
+    """
+
+    id: int
+    code: str
+    message: str
+    retry_after: float = 0.0
+    versions: tuple[int, int] = (0, 0)
+
+
+class Goodbye(Message, frozen=True, tag="goodbye"):
+    """The sender closes the connection in an orderly way."""
+
+    reason: str = ""
+
+
+# ---- phase 8: bulk -----------------------------------------------------------------------------------------------
+
+
+class Walk(Message, frozen=True, tag="walk"):
+    """A whole tree below `path`, parents before children, answered by ListPart as it is read."""
+
+    id: int
+    path: bytes
+
+
+class GetManifest(Message, frozen=True, tag="get-manifest"):
+    """The hashes of all chunks of a file, answered by ManifestPart while hashing goes on."""
+
+    id: int
+    path: bytes
+    version: bytes
+
+
+class ManifestPart(Message, frozen=True, tag="manifest-part"):
+    """hashes: HASH_SIZE bytes each, of the chunks `first`, `first` + 1, …"""
+
+    id: int
+    first: int
+    hashes: bytes
+    last: bool = False
+
+
+class GetChunk(Message, frozen=True, tag="get-chunk"):
+    """`length` bytes (at most CHUNK_SIZE) at `offset`, answered by Chunk. The range must lie inside the file."""
+
+    id: int
+    path: bytes
+    version: bytes
+    offset: int
+    length: int
+
+
+class Chunk(Message, frozen=True, tag="chunk"):
+    """hash: BLAKE3 of the range. The payload is the range; with `zero` it is empty and the range is all zeros."""
+
+    id: int
+    hash: bytes
+    zero: bool = False
+
+
+REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk)
+BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk)
+
+_ALL: Final[tuple[type[Message], ...]] = (
+    *(Hello, Welcome, AuthPake, AuthPakeReply, AuthPakeConfirm, AuthCredential, Granted),
+    *(Stat, StatReply, List, ListPart, Read, Data, Ping, Pong, Error, Goodbye),
+    *(Walk, GetManifest, ManifestPart, GetChunk, Chunk),
+)
+BY_TYPE: Final[dict[str, type[Message]]] = {str(cls.__struct_config__.tag): cls for cls in _ALL}
+
+
+class MalformedMessageError(ValueError):
+    """A header that is no message, or a known message with fields of the wrong type."""
+
+
+class _JustType(msgspec.Struct):
+    type: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_union: Any = msgspec.msgpack.Decoder(type=functools.reduce(operator.or_, _ALL))
+_just_type = msgspec.msgpack.Decoder(_JustType)
+
+
+def encode(message: Message) -> bytes:
+    """The message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode(header: bytes | bytearray | memoryview) -> Message | None:
+    """The message in `header`, or None when its type is unknown to this version (skip it).
+
+    Raises MalformedMessageError.
+    """
+    try:
+        message: Message = _union.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as why:
+        try:
+            known = _just_type.decode(header).type in BY_TYPE
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise MalformedMessageError("a header that is no message") from why
+        if known:
+            raise MalformedMessageError("a message with missing or mistyped fields") from why
+        return None
+    return message
+
+
+def wire_path(raw: bytes) -> RelPath:
+    """A path from a peer. Raises MalformedMessageError."""
+    try:
+        return RelPath.parse(raw)
+    except BadPathError as why:
+        raise MalformedMessageError(str(why)) from why

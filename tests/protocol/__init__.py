@@ -1,0 +1,1 @@
+"""The wire: frames, messages, paths, codes, PAKE and handshake, and that docs/protocol.md says the same."""

@@ -1,0 +1,173 @@
+"""Writes tests/vectors/*.json, the golden bytes of the wire. Run it from the repository's root, and only after a
+deliberate change: python -m tests.protocol.make_vectors
+
+A byte string stands as {"bin": hex}. What may change in these files is that frames are added.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from spake2 import SPAKE2_A, SPAKE2_B
+
+from headrace.protocol import messages as m
+from headrace.protocol.frames import PREFIX, encode_frame
+from headrace.protocol.session import Versions
+
+from .handshakes import CODE, FINGERPRINT, OTHER_CODE, Policy, make_client, make_host, talk
+
+VECTORS: Final = Path(__file__).parent.parent / "vectors"
+
+VERSION: Final = bytes(range(0x10, 0x20))
+BYTES: Final = b"headwater\n"
+BYTES_HASH: Final = bytes.fromhex("31a0e4331d7b350d9ec4f8bce05f682bc57485cfe97a3f41512382695f306b8b")  # BLAKE3
+FILE: Final = m.Entry(b"take-1.mov", "f", 9_000_000_000, 1_700_000_000_123_456_789, 0o644, b"", VERSION, sparse=True)
+
+FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
+    ("the client speaks phases 7 and 8", m.Hello((7, 8), ["sparse"], "headrace 1.0"), b""),
+    ("a data connection, narrowed to phase 8", m.Hello((8, 8), ["sparse"], "headrace 1.0", "data"), b""),
+    ("the host chose phase 8", m.Welcome(8, ["sparse"], "headrace 1.0", "7k2m"), b""),
+    ("the client's element (not a valid one)", m.AuthPake(b"A" + bytes(32)), b""),
+    ("the host's element (not a valid one)", m.AuthPakeReply(b"B" + bytes(32)), b""),
+    ("the client's confirmation", m.AuthPakeConfirm(bytes(range(32))), b""),
+    ("a peer that paired before", m.AuthCredential(bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 64))), b""),
+    ("in, by credential", m.Granted(b"", "footage"), b""),
+    ("what is the root of the share?", m.Stat(1, b""), b""),
+    ("the root", m.StatReply(1, m.Entry(b"footage", "d", mtime_ns=1_700_000_000_000_000_000, mode=0o755)), b""),
+    ("what is in the directory `day 1`?", m.List(2, b"day 1"), b""),
+    (
+        "a large sparse file, a symlink whose name is no UTF-8, a socket; more follows",
+        m.ListPart(2, b"day 1", [FILE, m.Entry(b"latest\xff", "l", target=b"../take-9.mov"), m.Entry(b"sock", "o")]),
+        b"",
+    ),
+    ("the end of that listing", m.ListPart(2, b"day 1", [], last=True), b""),
+    ("a directory within a walk that the host may not read", m.ListPart(3, b"private", [], error="denied"), b""),
+    ("ten bytes at 4 GiB, of that version of the file only", m.Read(4, b"day 1/take-1.mov", 1 << 32, 10, VERSION), b""),
+    ("the ten bytes", m.Data(4), BYTES),
+    ("none: the offset lies at or past the end", m.Data(4), b""),
+    ("are you there?", m.Ping(5), b""),
+    ("yes", m.Pong(5), b""),
+    ("one request failed, the connection goes on", m.Error(4, "changed", "day 1/take-1.mov changed"), b""),
+    ("no common phase: the host speaks 8 alone", m.Error(0, "version", "no common phase", versions=(8, 8)), b""),
+    ("locked for a minute and a half", m.Error(0, "locked", "too many wrong codes", retry_after=90.0), b""),
+    ("no reason given", m.Goodbye(), b""),
+    ("the share is stopped", m.Goodbye("stopped"), b""),
+    ("the whole share", m.Walk(6, b""), b""),
+    ("the hashes of a file", m.GetManifest(7, b"day 1/take-1.mov", VERSION), b""),
+    ("the first two hashes", m.ManifestPart(7, 0, BYTES_HASH + bytes(32)), b""),
+    ("the end of the manifest", m.ManifestPart(7, 2, b"", last=True), b""),
+    ("a range of ten bytes", m.GetChunk(8, b"day 1/take-1.mov", VERSION, 1 << 32, 10), b""),
+    ("the ten bytes and their hash", m.Chunk(8, BYTES_HASH), BYTES),
+    ("a hole: no payload, the hash is that of the zeros", m.Chunk(9, bytes(range(32)), zero=True), b""),
+]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if isinstance(value, bytes):
+        return {"bin": value.hex()}
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def described(meaning: str, header: bytes, payload: bytes = b"", phase: int = 7) -> dict[str, Any]:
+    fields = plain(msgspec.msgpack.decode(header))
+    frame = PREFIX.pack(len(header), len(payload)) + header + payload
+    return {"meaning": meaning, "phase": phase, "header": fields, "payload": payload.hex(), "frame": frame.hex()}
+
+
+def phase_of(message: m.Message) -> int:
+    bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk)
+    return m.PHASE_BULK if isinstance(message, bulk) else m.PHASE_BASELINE
+
+
+def frames() -> dict[str, Any]:
+    known = [described(meaning, m.encode(message), payload, phase_of(message)) for meaning, message, payload in FRAMES]
+    pack = msgspec.msgpack.encode
+    skipped = [
+        described("a message of a later version: skipped", pack({"type": "weather", "id": 1, "rain": [1, None]})),
+        described("the same with a payload: skipped as well", pack({"type": "weather", "id": 2}), BYTES),
+    ]
+    extended = [
+        described("a field of a later version: skipped", pack({"type": "ping", "urgent": {"a": b"b"}, "id": 5}))
+    ]
+    return {"known": known, "unknown_types": skipped, "unknown_fields": extended}
+
+
+def counting(first: int) -> Any:
+    """Entropy that is none: bytes counting up from `first`."""
+    return lambda count: bytes((first + n) % 256 for n in range(count))
+
+
+def conversation(meaning: str, policy: Policy, client: dict[str, Any], host: dict[str, Any]) -> dict[str, Any]:
+    said = talk(make_client(entropy=counting(0), **client), make_host(policy, entropy=counting(64), **host)).said
+    lines = [
+        {"from": side, "header": plain(msgspec.msgpack.decode(m.encode(message))), "frame": encode_frame(message).hex()}
+        for side, message in said
+    ]
+    return {"meaning": meaning, "frames": lines}
+
+
+def handshake() -> dict[str, Any]:
+    id_a = b"headrace client 7k2m " + FINGERPRINT
+    id_b = b"headrace host 7k2m " + FINGERPRINT
+    client = SPAKE2_A(b"xq4c9dht", idA=id_a, idB=id_b, entropy_f=counting(0))
+    host = SPAKE2_B(b"xq4c9dht", idA=id_a, idB=id_b, entropy_f=counting(64))
+    client_element, host_element = client.start(), host.start()
+    paired = make_client(entropy=counting(0))
+    policy = Policy()
+    talk(paired, make_host(policy, entropy=counting(64)))
+    assert paired.agreed and paired.agreed.keys
+    keys = paired.agreed.keys
+    agents = {"agent": "headrace 1.0"}
+    known = {"code": None, "peer": keys.peer, "credential": keys.credential}
+    return {
+        "code": CODE.text,
+        "fingerprint": FINGERPRINT.hex(),
+        "client_entropy": counting(0)(64).hex(),
+        "host_entropy": counting(64)(64).hex(),
+        "id_a": id_a.hex(),
+        "id_b": id_b.hex(),
+        "client_element": client_element.hex(),
+        "host_element": host_element.hex(),
+        "spake2_key": client.finish(host_element).hex(),
+        "client_mac": keys.client_mac.hex(),
+        "host_mac": keys.host_mac.hex(),
+        "peer": keys.peer.hex(),
+        "credential": keys.credential.hex(),
+        "conversations": [
+            conversation("first contact", Policy(), agents, agents),
+            conversation("paired before", policy, agents | known | {"role": "data"}, agents),
+            conversation("a wrong code", Policy(), agents | {"code": OTHER_CODE}, agents),
+            conversation("a peer that the host does not know", Policy(), agents | known, agents),
+            conversation("a locked share", Policy(locked=90.0), agents, agents),
+            conversation(
+                "no common phase",
+                Policy(),
+                agents | {"versions": Versions(9, 9)},
+                agents | {"versions": Versions(7, 8)},
+            ),
+        ],
+    }
+
+
+def rendered() -> dict[str, str]:
+    """The files' names and their text."""
+    files = {"frames.json": frames(), "handshake.json": handshake()}
+    return {name: json.dumps(content, indent=1, ensure_ascii=False) + "\n" for name, content in files.items()}
+
+
+def main() -> None:
+    VECTORS.mkdir(exist_ok=True)
+    for name, text in rendered().items():
+        (VECTORS / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

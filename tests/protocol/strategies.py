@@ -1,0 +1,133 @@
+"""Hypothesis strategies for what travels: one for every message class, paths, and MessagePack values."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from hypothesis import strategies as st
+
+from headrace.protocol import messages as m
+from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
+
+ids = st.integers(0, (1 << 63) - 1)
+sizes = st.integers(0, m.MAX_FILE_SIZE)
+versions = st.binary(min_size=m.VERSION_SIZE, max_size=m.VERSION_SIZE)
+hashes = st.binary(min_size=m.HASH_SIZE, max_size=m.HASH_SIZE)
+words = st.text(max_size=20)
+
+_name_bytes = st.one_of(
+    st.sampled_from([b"a", b"b", b"...", b" ", b"\xff", b"\n", b"\xc3\xa9", b"x" * MAX_NAME]),
+    st.binary(min_size=1, max_size=12).map(lambda raw: raw.replace(b"/", b"_").replace(b"\0", b"_")),
+)
+names = _name_bytes.filter(lambda name: name not in (b".", b".."))
+rel_paths = (
+    st.lists(names, max_size=MAX_DEPTH // 16)
+    .map(lambda parts: RelPath(tuple(parts)))
+    .filter(lambda path: len(bytes(path)) <= MAX_PATH)
+)
+wire_paths = rel_paths.map(bytes)
+
+entries = st.one_of(
+    st.builds(
+        m.Entry,
+        name=names,
+        kind=st.just("f"),
+        size=sizes,
+        mtime_ns=st.integers(-(1 << 63), (1 << 63) - 1),
+        mode=st.integers(0, 0o7777),
+        version=versions,
+        sparse=st.booleans(),
+    ),
+    st.builds(m.Entry, name=names, kind=st.just("l"), target=st.binary(max_size=40)),
+    st.builds(m.Entry, name=names, kind=st.sampled_from(["d", "o"]), mode=st.integers(0, 0o7777)),
+)
+
+MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
+    m.Hello: st.builds(
+        m.Hello,
+        versions=st.tuples(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(-(1 << 63), (1 << 64) - 1)),
+        features=st.lists(words, max_size=5),
+        agent=words,
+        role=st.one_of(st.sampled_from([m.ROLE_CONTROL, m.ROLE_DATA]), words),
+    ),
+    m.Welcome: st.builds(
+        m.Welcome, version=st.integers(0, 99), features=st.lists(words, max_size=5), agent=words, share=words
+    ),
+    m.AuthPake: st.builds(m.AuthPake, element=st.binary(max_size=40)),
+    m.AuthPakeReply: st.builds(m.AuthPakeReply, element=st.binary(max_size=40)),
+    m.AuthPakeConfirm: st.builds(m.AuthPakeConfirm, mac=st.binary(max_size=40)),
+    m.AuthCredential: st.builds(
+        m.AuthCredential, peer=st.binary(max_size=20), nonce=st.binary(max_size=20), proof=st.binary(max_size=40)
+    ),
+    m.Granted: st.builds(m.Granted, mac=st.binary(max_size=40), name=words),
+    m.Stat: st.builds(m.Stat, id=ids, path=wire_paths),
+    m.StatReply: st.builds(m.StatReply, id=ids, entry=entries),
+    m.List: st.builds(m.List, id=ids, path=wire_paths),
+    m.ListPart: st.builds(
+        m.ListPart,
+        id=ids,
+        path=wire_paths,
+        entries=st.lists(entries, max_size=4),
+        last=st.booleans(),
+        error=st.sampled_from(["", "denied", "not_found"]),
+    ),
+    m.Read: st.builds(
+        m.Read,
+        id=ids,
+        path=wire_paths,
+        offset=sizes,
+        length=st.integers(0, m.READ_SIZE),
+        version=st.one_of(st.just(b""), versions),
+    ),
+    m.Data: st.builds(m.Data, id=ids),
+    m.Ping: st.builds(m.Ping, id=ids),
+    m.Pong: st.builds(m.Pong, id=ids),
+    m.Error: st.builds(
+        m.Error,
+        id=ids,
+        code=words,
+        message=words,
+        retry_after=st.floats(0, 1e9),
+        versions=st.tuples(st.integers(0, 99), st.integers(0, 99)),
+    ),
+    m.Goodbye: st.builds(m.Goodbye, reason=words),
+    m.Walk: st.builds(m.Walk, id=ids, path=wire_paths),
+    m.GetManifest: st.builds(m.GetManifest, id=ids, path=wire_paths, version=versions),
+    m.ManifestPart: st.builds(
+        m.ManifestPart,
+        id=ids,
+        first=st.integers(0, 1 << 40),
+        hashes=st.lists(hashes, max_size=4).map(b"".join),
+        last=st.booleans(),
+    ),
+    m.GetChunk: st.builds(
+        m.GetChunk, id=ids, path=wire_paths, version=versions, offset=sizes, length=st.integers(1, m.CHUNK_SIZE)
+    ),
+    m.Chunk: st.builds(m.Chunk, id=ids, hash=hashes, zero=st.booleans()),
+}
+messages = st.one_of(*MESSAGES.values())
+
+packable = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(1 << 63), (1 << 64) - 1),
+        st.floats(allow_nan=False),
+        st.text(max_size=8),
+        st.binary(max_size=8),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+unknown_headers = st.builds(
+    lambda tag, rest: msgspec.msgpack.encode({**rest, "type": tag}),
+    st.text(max_size=12).filter(lambda tag: tag not in m.BY_TYPE),
+    st.dictionaries(st.text(max_size=8), packable, max_size=4),
+)
+
+
+def split(data: st.DataObject, raw: bytes) -> list[bytes]:
+    """`raw` cut at places that hypothesis chooses."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12), label="cuts"))
+    return [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]

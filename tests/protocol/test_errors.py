@@ -1,0 +1,87 @@
+"""Errors as they travel: a stable word, a sentence that is safe to show, and the class on the other side."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace import errors
+from headrace.errors import BY_CODE, HeadraceError, ShareLockedError, from_wire, printable
+from headrace.protocol.frames import HANDSHAKE_LIMITS
+from headrace.protocol.messages import decode, encode
+from headrace.protocol.session import error_message
+
+every_class = pytest.mark.parametrize("cls", BY_CODE.values(), ids=BY_CODE.keys())
+
+
+def test_every_class_has_a_code_of_its_own() -> None:
+    classes = {found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, HeadraceError)}
+    assert set(BY_CODE.values()) == classes
+    assert all("code" in vars(cls) for cls in classes)
+
+
+@every_class
+def test_exit_codes_are_those_of_the_command_line(cls: type[HeadraceError]) -> None:
+    assert cls.exit_code in {*range(1, 12), 130}
+    assert cls.__doc__
+
+
+@every_class
+def test_an_error_arrives_as_what_it_was(cls: type[HeadraceError]) -> None:
+    message = error_message(cls("it broke."), request=7)
+    arrived = decode(encode(message))
+    assert arrived == message
+    assert (message.id, message.code, message.message) == (7, cls.code, "it broke")
+    error = from_wire(message.code, message.message)
+    assert type(error) is cls
+    assert error.message == "it broke"
+    assert error.hint == cls.default_hint
+
+
+def test_hints_stay_here() -> None:
+    error = HeadraceError("it broke", hint="look at my disk")
+    assert str(error) == "it broke. look at my disk"
+    assert b"look at" not in encode(error_message(error))
+
+
+def test_what_goes_along_with_the_sentence() -> None:
+    error = ShareLockedError("x")
+    assert (error_message(error).retry_after, error_message(error).versions) == (0.0, (0, 0))
+    error.retry_after = 2.5  # type: ignore[attr-defined]
+    error.versions = (7, 8)  # type: ignore[attr-defined]
+    assert (error_message(error).retry_after, error_message(error).versions) == (2.5, (7, 8))
+
+
+@given(code=st.text(max_size=20), text=st.text(max_size=500))
+def test_errors_from_a_peer_are_safe_to_show(code: str, text: str) -> None:
+    error = from_wire(code, text)
+    assert error.message
+    assert str(error).isprintable()
+    assert len(error.message) <= 300
+    assert type(error) is BY_CODE.get(code, HeadraceError)
+
+
+@given(text=st.text(st.characters(), max_size=60), limit=st.integers(1, 80))
+def test_printable(text: str, limit: int) -> None:
+    safe = printable(text, limit)
+    assert safe.isprintable()
+    assert len(safe) <= limit
+    if text.isprintable() and len(text) <= limit:
+        assert safe == text
+
+
+def test_printable_escapes_surrogates_and_direction_marks() -> None:
+    assert printable("a\udcffb\u202ec\r\n\x1b[0m") == r"a\udcffb\u202ec\r\n\x1b[0m"
+
+
+@every_class
+def test_a_long_sentence_of_the_handshake_fits_its_frame(cls: type[HeadraceError]) -> None:
+    assert len(encode(error_message(cls("x" * 1000)))) < HANDSHAKE_LIMITS.header
+
+
+def test_errors_can_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(ShareLockedError("locked", hint="wait")))
+    assert (type(error), error.message, error.hint) == (ShareLockedError, "locked", "wait")
