@@ -1,0 +1,147 @@
+"""The commands by name, each loaded when it is called, and what becomes of an error."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import click
+
+from headrace._version import __version__
+from headrace.cli import output, signals
+from headrace.cli.options import Common
+from headrace.errors import HeadraceError
+
+PROGRAM: Final = "headrace"
+COMPLETION_VARIABLE: Final = "_HEADRACE_COMPLETE"  # what click's completion scripts set
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A command as the list of commands shows it, without its module being loaded."""
+
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+# The command's name is also that of its module, and of the command in it.
+COMMANDS: Final = {
+    "share": Listed("Share folders or files until Ctrl-C.", ("send", "serve")),
+    "ls": Listed("List what is in a share."),
+    "get": Listed("Fetch a file or a tree; resumes by default.", ("receive",)),
+    "cat": Listed("Write a file's bytes to standard output."),
+    "peers": Listed("The hosts and peers this machine knows, and how to forget one."),
+    "completion": Listed("Print a shell's completion script."),
+}
+ALIASES: Final = {alias: name for name, listed in COMMANDS.items() for alias in listed.aliases}
+
+
+class Commands(click.Group):
+    """Loads a command's module when the command is called by its name or an alias."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"headrace.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, listed.help + (f" Also: {', '.join(listed.aliases)}." if listed.aliases else ""))
+                    for name, listed in COMMANDS.items()
+                ]
+            )
+
+
+@click.command(PROGRAM, cls=Commands, epilog="headrace COMMAND --help says more.")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def headrace() -> None:
+    """Share a folder, and list it or copy from it elsewhere, with nothing between but a short code."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit code. Everything that goes wrong ends as one line on standard error."""
+    complete(arguments)
+    common = Common()
+    # The commands note signals themselves while they work; this is for the moments before and between.
+    before = signal.signal(signal.SIGTERM, signals.stop_at_once)
+    try:
+        code = _run(arguments, common)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if common.leave_at_once:
+        _leave(code)
+    return code
+
+
+def complete(arguments: Sequence[str]) -> None:
+    """Answers the shell when it asks for completions, and ends the process."""
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(headrace, {}, PROGRAM, COMPLETION_VARIABLE, instruction))
+
+
+def _run(arguments: Sequence[str], common: Common) -> int:
+    try:
+        with headrace.make_context(PROGRAM, list(arguments), obj=common) as context:
+            result = headrace.invoke(context)
+        output.flush()
+    except click.exceptions.Exit as why:  # --help and the like
+        return why.exit_code
+    except output.ReaderGoneError:
+        output.forget_standard_output()
+        return 0
+    except (signals.Stopped, KeyboardInterrupt) as why:
+        common.leave_at_once = True
+        return why.exit_code if isinstance(why, signals.Stopped) else 128 + signal.SIGINT
+    except click.ClickException as why:
+        return _usage(why)
+    except HeadraceError as why:
+        return _failed(why, common)
+    except Exception as why:  # noqa: BLE001  # the last line of defence: no traceback without -vv
+        return _failed(HeadraceError(f"unexpected {type(why).__name__}: {why}"), common)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(why: HeadraceError, common: Common) -> int:
+    output.say(str(why))
+    if common.verbose >= 2:
+        import traceback
+
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(traceback.format_exc())
+    return why.exit_code
+
+
+def _usage(why: click.ClickException) -> int:
+    if isinstance(why, click.exceptions.NoArgsIsHelpError):
+        why.show()
+        return why.exit_code
+    context = why.ctx if isinstance(why, click.UsageError) else None
+    where = context.command_path if context else PROGRAM
+    message = why.format_message()
+    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}. See {where} --help.")
+    return why.exit_code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without waiting for threads that sit in a system call."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)

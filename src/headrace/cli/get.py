@@ -1,0 +1,266 @@
+"""`headrace get`: fetch a file or a tree."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from headrace.cli import options, output, reach, signals
+from headrace.cli.progress import Meter, View, progress_event, progress_line
+from headrace.cli.text import counted, human_rate, human_seconds, human_size
+from headrace.errors import StoppedError, UsageError
+
+if TYPE_CHECKING:
+    from headrace.client.get import GetOptions, GetResult, Transfer
+    from headrace.client.session import Session
+    from headrace.client.target import Target
+
+log = logging.getLogger("headrace.get")
+
+EVENT_EVERY: Final = 0.5  # seconds between two `progress` events
+
+
+@click.command("get", cls=options.Command)
+@click.argument("target")
+@click.argument("dest", required=False, type=click.Path())
+@options.of("get")
+@click.pass_obj
+def get(
+    common: options.Common,
+    target: str,
+    dest: str | None,
+    on_exist: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    links: str,
+    checksum: bool,
+    dry_run: bool,
+    connections: int | None,
+) -> int:
+    """Fetch a file or a tree. Run it again to resume.
+
+    A folder's contents go into DEST, by default a folder named like the share. A file becomes DEST, or goes into it
+    where DEST is a folder. DEST - is standard output, for one file.
+
+    \b
+    headrace get 7k2m-xq4c-9dht@192.168.1.20:7420
+    headrace get 7k2m-xq4c-9dht@192.168.1.20:7420/day1 copies/day1 --exclude '*.tmp'
+    HEADRACE_CODE=7k2m-xq4c-9dht headrace get 192.168.1.20:7420/day1/a.mov .
+    """
+    if dest == "-" and (common.json or dry_run):
+        raise UsageError("standard output cannot take both a file and a report", hint="Give a DEST other than -.")
+    events = output.Events() if common.json else None
+    with output.telling(events):
+        wanted = reach.target_of(target, common)
+        if dest == "-":
+            from headrace.cli.cat import to_standard_output
+
+            to_standard_output(wanted, common)
+            return 0
+        from headrace.client.get import GetOptions, Links
+        from headrace.engine.plan import OnExist
+
+        chosen = GetOptions(
+            on_exist=OnExist(on_exist),
+            include=include,
+            exclude=exclude,
+            dry_run=dry_run,
+            links=Links(links),
+            checksum=checksum,
+            connections=connections,
+        )
+        show: _Show = _Json(events) if events else _Human(quiet=common.quiet)
+        try:
+            return _Get(wanted, dest, chosen, common, show).run()
+        except signals.Stopped:
+            output.say("interrupted; run the same command again to resume")
+            raise
+
+
+class _Show:
+    """How a transfer is told. `event` is called from the transfer's threads, the rest from one each."""
+
+    def connected(self, session: Session) -> None:
+        """The host let us in."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """`plan`, `file`, `warning`, `error` as the transfer makes them."""
+
+    def moved(self, view: View) -> None:
+        """Called a few times a second."""
+
+    def done(self, result: GetResult, view: View) -> None:
+        """It ran to its end; some files may have failed."""
+
+
+class _Get:
+    """One transfer, on a thread that the main thread waits for."""
+
+    def __init__(
+        self, target: Target, dest: str | None, chosen: GetOptions, common: options.Common, show: _Show
+    ) -> None:
+        self._target = target
+        self._dest = dest
+        self._chosen = chosen
+        self._common = common
+        self._show = show
+        self._meter = Meter()
+        self._session: Session | None = None
+        self._transfer: Transfer | None = None
+        self._cancelled = threading.Event()
+
+    def run(self) -> int:
+        """The exit code. Raises signals.Stopped, and a HeadraceError for what ends the transfer as a whole."""
+        with _progress_line(self._show):
+            result = signals.run(self._work, cancel=self._cancel, tick=self._tick)
+        assert self._transfer is not None
+        self._show.done(result, self._meter.look(self._transfer.progress.totals()))
+        return result.error.exit_code if result.error else 0
+
+    def _work(self) -> GetResult:
+        from headrace.client.get import Transfer
+
+        session = self._session = reach.connect(self._target, self._common)
+        self._show.connected(session)
+        transfer = Transfer(session, self._target.path, self._dest, self._chosen, self._show.event)
+        self._transfer = transfer
+        if self._cancelled.is_set():
+            raise StoppedError("stopped")
+        result = transfer.run()
+        session.close()
+        return result
+
+    def _cancel(self) -> None:
+        self._cancelled.set()
+        if self._transfer:
+            self._transfer.cancel()
+        elif self._session:
+            self._session.abort()
+
+    def _tick(self) -> None:
+        if self._transfer:
+            self._show.moved(self._meter.look(self._transfer.progress.totals()))
+
+
+class _Json(_Show):
+    """Events on standard output."""
+
+    def __init__(self, events: output.Events) -> None:
+        self._events = events
+        self._next = 0.0
+
+    def connected(self, session: Session) -> None:
+        rtt = session.control.messages.stream.rtt()
+        self._events.emit(
+            {
+                "event": "connected",
+                "transport": session.connection.transport,
+                "protocol": session.agreed.version,
+                "rtt_ms": None if rtt is None else round(rtt * 1000, 3),
+                "fallback_reason": None,
+            }
+        )
+
+    def event(self, event: dict[str, Any]) -> None:
+        self._events.emit(event)
+
+    def moved(self, view: View) -> None:
+        if view.totals.seconds >= self._next:
+            self._next = view.totals.seconds + EVENT_EVERY
+            self._events.emit(progress_event(view))
+
+    def done(self, result: GetResult, view: View) -> None:
+        self._events.emit(progress_event(view))
+        figures = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "error"}
+        self._events.emit({"event": "done", **figures})
+
+
+class _Human(_Show):
+    """A progress line on a terminal, a line for each failure, a summary on standard output."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
+        self.line: output.ProgressLine | None = None
+        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            self.line = output.ProgressLine(sys.stderr)
+
+    def event(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "error":
+            with self._lock:
+                self._told.add(event["message"])
+            output.say(_complaint(event))
+        elif kind == "warning" and not self._quiet:
+            output.say(f"warning: {_complaint(event)}")
+        elif kind == "file":
+            self._file(event["action"], event["path"], event["bytes"])
+
+    def _file(self, action: str, path: str, size: int) -> None:
+        with self._lock:
+            self._counts[action] = self._counts.get(action, 0) + 1
+            self._bytes[action] = self._bytes.get(action, 0) + size
+            if action == "would-fetch" and not self._quiet:
+                output.write_text(f"would fetch {path} ({human_size(size)})\n")
+        log.info("%s %s", action, path)
+
+    def moved(self, view: View) -> None:
+        if self.line:
+            self.line.show(progress_line(view))
+
+    def done(self, result: GetResult, view: View) -> None:
+        if not self._quiet:
+            output.write_text(self._summary(result) + "\n")
+            output.flush()
+        if result.error and result.error.message not in self._told:
+            output.say(str(result.error))
+
+    def _summary(self, result: GetResult) -> str:
+        """1.0 GiB in 1 file, 612 MB/s, 1.7 s, over tcp (protocol 8)"""
+        wanted, same = self._counts.get("would-fetch", 0), self._counts.get("same", 0)
+        if wanted or not result.streams:  # a dry run opens no streams for chunks
+            parts = [f"would fetch {human_size(self._bytes.get('would-fetch', 0))} in {counted(wanted, 'file')}"]
+        else:
+            parts = [f"{human_size(result.bytes)} in {counted(result.files, 'file')}"]
+        if result.bytes_received and result.seconds:
+            parts.append(human_rate(result.bytes_received / result.seconds))
+        parts.append(human_seconds(result.seconds))
+        parts.append(f"over {result.transport} (protocol {result.protocol})")
+        if result.bytes_reused:
+            parts.append(f"{human_size(result.bytes_reused)} of it were here already")
+        if same:
+            parts.append(f"{counted(same, 'identical file')} skipped")
+        if result.failed:
+            parts.append(f"{counted(result.failed, 'file')} failed")
+        return ", ".join(parts)
+
+
+def _complaint(event: dict[str, Any]) -> str:
+    """PATH: MESSAGE. HINT, where the message does not name the path itself."""
+    path, message, hint = event.get("path"), event["message"], event.get("hint")
+    where = f"{path}: " if path and path not in message else ""
+    return f"{where}{message}. {hint}" if hint else f"{where}{message}."
+
+
+@contextlib.contextmanager
+def _progress_line(show: _Show) -> Any:
+    """While it stands at the bottom of the terminal, everything else for standard error goes above it."""
+    line = show.line if isinstance(show, _Human) else None
+    if line is None:
+        yield
+        return
+    with contextlib.redirect_stderr(line):
+        try:
+            yield
+        finally:
+            line.clear()

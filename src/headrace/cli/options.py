@@ -1,0 +1,210 @@
+"""Every option of every command, once. Each has an environment variable and a key in the config file.
+
+Flags win over the environment, the environment over the config file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from headrace import config
+from headrace.cli import settings
+from headrace.observe import logs
+
+PREFIX: Final = "HEADRACE_"
+
+
+@dataclass(slots=True)
+class Common:
+    """What holds whatever the command: how much it says, and how it reaches a share. Filled while parsing.
+
+    code_file_given: --code-file stood on the command line itself, so it wins over HEADRACE_CODE.
+    leave_at_once: a signal ended the command; threads that hang somewhere must not delay the end of the process.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    log_json: bool = False
+    protocol: str = "auto"
+    code_file: str | None = None
+    code_file_given: bool = False
+    leave_at_once: bool = False
+
+
+class Command(click.Command):
+    """A command whose options come from this module. Its arguments are click's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--help" not in args and not ctx.resilient_parsing:  # help must come even when the config file is broken
+            ctx.default_map = settings.defaults(config.home() / settings.FILE, self.config_name(ctx), OPTIONS)
+        return super().parse_args(ctx, args)
+
+    def config_name(self, ctx: click.Context) -> str:
+        """The command's name in the config file: its own, also when it was called by an alias."""
+        return str(self.name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        common = ctx.ensure_object(Common)
+        logs.setup(common.verbose, json=common.log_json, quiet=common.quiet)
+        return super().invoke(ctx)
+
+
+class Patterns(click.ParamType[str]):
+    """A gitignore pattern. In the environment variable there may be several, one a line."""
+
+    name = "glob"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line for line in rv.splitlines() if line]
+
+
+class Transport(click.Choice[str]):
+    """auto or tcp, and a clear word on the one that is still to come."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value).lower() == "quic":
+            self.fail("QUIC is not in this version yet; leave --transport out or use tcp", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Stores an option in Common instead of passing it to the command."""
+    common = ctx.ensure_object(Common)
+    setattr(common, str(param.name), value)
+    if param.name == "code_file":
+        common.code_file_given = ctx.get_parameter_source("code_file") is click.core.ParameterSource.COMMANDLINE
+
+
+def _ignore(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """For an option with which only values can be chosen that change nothing yet."""
+
+
+def _option(*flags: str, to_common: bool = False, **more: Any) -> click.Option:
+    name = max(flags, key=len).removeprefix("--").replace("-", "_")
+    if to_common:
+        more |= {"expose_value": False, "callback": _keep}
+    return click.Option([*flags, name], envvar=PREFIX + name.upper(), **more)
+
+
+PROTOCOL: Final = _option(
+    "--protocol",
+    to_common=True,
+    type=click.Choice(["auto", "7", "8"]),
+    default="auto",
+    show_default=True,
+    help="Protocol version; 7 forces the baseline.",
+)
+TRANSPORT: Final = _option(
+    "--transport",
+    type=Transport(["auto", "tcp"]),
+    default="auto",
+    show_default=True,
+    expose_value=False,
+    callback=_ignore,
+    help="How bytes travel.",
+)
+IO: Final = _option(
+    "--io",
+    type=click.Choice(["auto", "posix"]),
+    default="auto",
+    show_default=True,
+    expose_value=False,
+    callback=_ignore,
+    help="How files are written.",
+)
+DATA_PLANE: Final = _option(
+    "--data-plane",
+    type=click.Choice(["tls"]),
+    default="tls",
+    show_default=True,
+    expose_value=False,
+    callback=_ignore,
+    help="How chunks are protected.",
+)
+CODE_FILE: Final = _option(
+    "--code-file",
+    to_common=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Read the code from this file, so that it is not in the process list. - is standard input.",
+)
+JSON: Final = _option("--json", to_common=True, is_flag=True, help="One JSON object a line on standard output.")
+QUIET: Final = _option("-q", "--quiet", to_common=True, is_flag=True, help="Only errors and results.")
+VERBOSE: Final = _option("-v", "--verbose", to_common=True, count=True, help="Say more; -vv for debugging.")
+LOG_JSON: Final = _option("--log-json", to_common=True, is_flag=True, help="Logs on standard error as JSON lines.")
+
+PORT: Final = _option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=config.DEFAULT_PORT,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
+)
+BIND: Final = _option("--bind", default="", metavar="ADDR", help="Listen on this address only.")
+CODE: Final = _option(
+    "--code",
+    metavar="CODE",
+    help="Use this code, not a fresh one. Better in HEADRACE_CODE or --code-file: the process list shows options.",
+)
+NAME: Final = _option("--name", metavar="NAME", help="The share's name, as others see it.")
+
+ON_EXIST: Final = _option(
+    "--on-exist",
+    type=click.Choice(["skip-same", "rename", "overwrite", "fail"]),
+    default="skip-same",
+    show_default=True,
+    help="What to do where a file exists. skip-same: identical is skipped, different is an error for that file.",
+)
+INCLUDE: Final = _option(
+    "--include", type=Patterns(), multiple=True, help="Only files that match this gitignore pattern. Repeatable."
+)
+EXCLUDE: Final = _option(
+    "--exclude", type=Patterns(), multiple=True, help="No files that match this gitignore pattern. Repeatable."
+)
+LINKS: Final = _option(
+    "--links",
+    type=click.Choice(["safe", "all", "skip"]),
+    default="safe",
+    show_default=True,
+    help="Which symlinks to make. safe: those that stay inside DEST.",
+)
+CHECKSUM: Final = _option("--checksum", is_flag=True, help="Compare contents, not sizes and times.")
+DRY_RUN: Final = _option("--dry-run", is_flag=True, help="Plan and figures, nothing written.")
+CONNECTIONS: Final = _option("--connections", type=click.IntRange(1, 16), help="Connections for bulk data.")
+
+LONG: Final = _option("-l", "--long", is_flag=True, help="Mode, size and time as well.")
+RECURSIVE: Final = _option("-R", "--recursive", is_flag=True, help="Everything below as well.")
+OFFSET: Final = _option("--offset", type=click.IntRange(min=0), default=0, metavar="N", help="Start at this byte.")
+LENGTH: Final = _option("--length", type=click.IntRange(min=0), metavar="N", help="At most this many bytes.")
+
+_LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
+_REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
+
+# By the command's name, in the order of its help.
+OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
+    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, JSON, *_LOGS),
+    "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
+    "get": (
+        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS),
+        *(*_REACH, IO, DATA_PLANE, JSON, *_LOGS),
+    ),
+    "cat": (OFFSET, LENGTH, *_REACH, *_LOGS),
+    "peers": (JSON, *_LOGS),
+}
+
+
+def of[F: Callable[..., Any]](command: str) -> Callable[[F], F]:
+    """A decorator, to stand below `@click.command`: gives the function this command's options."""
+
+    def attach(function: F) -> F:
+        declared: list[click.Parameter] = getattr(function, "__click_params__", [])
+        # click collects them from the bottom up.
+        function.__click_params__ = [*reversed(OPTIONS[command]), *declared]  # type: ignore[attr-defined]
+        return function
+
+    return attach

@@ -1,0 +1,133 @@
+"""`headrace share`: serve folders or files until a signal comes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from headrace.cli import options, output, reach, signals
+from headrace.cli.text import human_rate, human_seconds, human_size
+from headrace.client.target import parse_code
+from headrace.errors import printable
+
+if TYPE_CHECKING:
+    from headrace.host.server import ShareServer
+    from headrace.protocol.codes import Code
+
+log = logging.getLogger("headrace.share")
+
+_HOST_LOG: Final = logging.getLogger("headrace.host")
+
+
+@click.command("share", cls=options.Command)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@options.of("share")
+@click.pass_context
+def share(
+    context: click.Context, paths: tuple[str, ...], port: int, bind: str, name: str | None, code: str | None
+) -> None:
+    """Share folders or files until Ctrl-C.
+
+    Prints a code and the line to run on the other machine. Several PATHs become one folder that holds them by name.
+
+    \b
+    headrace share ~/footage
+    headrace share report.pdf photos/ --port 0
+    HEADRACE_CODE=7k2m-xq4c-9dht headrace share ~/footage
+    """
+    common = context.ensure_object(options.Common)
+    events = output.Events() if common.json else None
+    if not common.quiet:
+        log.setLevel(logging.INFO)  # who comes and what goes is what somebody who shares wants to see
+    with output.telling(events):
+        from headrace.host.server import ShareServer
+
+        server = ShareServer(
+            paths,
+            port=port,
+            bind=bind,
+            code=_code(context, code, common),
+            name=name,
+            versions=reach.versions(common),
+            on_event=_Reporter(events).report,
+        )
+
+    def begin() -> None:
+        server.start()
+        if events:
+            events.emit(_ready(server))
+        else:
+            output.write_text(_announcement(server))
+            output.flush()
+
+    stopped = signals.wait_for_one(begin)
+    server.stop()
+    if not common.quiet:
+        output.note("stopped")
+    raise stopped
+
+
+def _code(context: click.Context, given: str | None, common: options.Common) -> Code | None:
+    """--code; else what --code-file or HEADRACE_CODE say; else the config file; else None, for a fresh one."""
+    on_command_line = context.get_parameter_source("code") is click.core.ParameterSource.COMMANDLINE
+    if given and on_command_line:
+        return parse_code(given)
+    return reach.elsewhere(common) or (parse_code(given) if given else None)
+
+
+def _ready(server: ShareServer) -> dict[str, Any]:
+    return {
+        "event": "ready",
+        "code": server.code.text,
+        "port": server.port,
+        "addresses": server.addresses,
+        "target": server.target,
+        "name": server.name,
+    }
+
+
+def _announcement(server: ShareServer) -> str:
+    others = [address for address in server.addresses[1:] if address not in ("127.0.0.1", "::1")]
+    lines = [
+        f"Sharing {printable(server.name)}. The code is {server.code.text}",
+        "On the other machine run:",
+        "",
+        f"    headrace get {server.target}",
+        "",
+    ]
+    if others:
+        lines.append(f"This machine is also {', '.join(others)}.")
+    lines.append("Ctrl-C stops sharing.")
+    return "\n".join(lines) + "\n"
+
+
+class _Reporter:
+    """The share's events: JSON on standard output, or log lines. Called from the server's threads."""
+
+    def __init__(self, events: output.Events | None) -> None:
+        self._events = events
+
+    def report(self, event: dict[str, Any]) -> None:
+        # Warnings of the host say this as well, but not with -q, and nobody may miss it.
+        if event.get("code") == "locked" and "retry_after" in event and not _HOST_LOG.isEnabledFor(logging.WARNING):
+            log.error("%s", event["message"])
+        if self._events:
+            self._events.emit(event)
+        elif event["event"] == "peer":
+            log.info("%s", _peer(event))
+        elif event["event"] == "transfer":
+            log.info("%s", _transfer(event))
+
+
+def _peer(event: dict[str, Any]) -> str:
+    if event["state"] == "connected":
+        return f"{event['address']} connected ({event['agent']}, protocol {event['protocol']})"
+    return f"{event['address']} is {event['state']}"
+
+
+def _transfer(event: dict[str, Any]) -> str:
+    size, seconds = event["bytes"], event["seconds"]
+    rate = f" ({human_rate(size / seconds)})" if seconds > 0 else ""
+    return f"sent {human_size(size)} to {event['address']} in {human_seconds(seconds)}{rate}"

@@ -1,0 +1,434 @@
+"""A whole transfer: find out what the target is, walk it, plan, fetch, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from headrace.client.filters import Filters
+from headrace.client.session import Session
+from headrace.engine.exchange import EXCHANGES
+from headrace.engine.fetch import FILE_ERRORS, Fetcher, resolve_different
+from headrace.engine.lane import Lane
+from headrace.engine.plan import Action, OnExist, decide
+from headrace.engine.progress import Progress
+from headrace.engine.queue import Job
+from headrace.errors import (
+    DestinationExistsError,
+    HeadraceError,
+    IntegrityError,
+    NotFoundError,
+    SomeFailedError,
+    StoppedError,
+    UsageError,
+)
+from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
+from headrace.protocol.paths import ROOT, RelPath, link_stays_inside
+from headrace.storage.destination import Destination
+from headrace.storage.inflight import is_inflight_name
+
+SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
+RETRY_PAUSE: Final = 0.2  # seconds before a file that changed is looked at again, times the attempt
+
+Event = dict[str, Any]
+
+
+class Links(enum.StrEnum):
+    """Which symlinks are made: those that stay inside the destination, all, or none."""
+
+    SAFE = "safe"
+    ALL = "all"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class GetOptions:
+    """connections: how many for chunks; None chooses."""
+
+    on_exist: OnExist = OnExist.SKIP_SAME
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dry_run: bool = False
+    links: Links = Links.SAFE
+    checksum: bool = False
+    connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GetResult:
+    """What a transfer did. Sizes in bytes; the fields are those of the `done` event.
+
+    error: set when failed > 0; what the exit code comes from.
+    """
+
+    files: int
+    bytes: int
+    bytes_received: int
+    bytes_reused: int
+    bytes_wire: int
+    seconds: float
+    first_byte_ms: float | None
+    transport: str
+    protocol: int
+    io: str
+    data_plane: str
+    streams: int
+    failed: int
+    error: HeadraceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where things go: a folder, and the path in it that stands for the source. created: the folder is new."""
+
+    root: Path
+    path: RelPath
+    created: bool
+
+
+@dataclass(slots=True)
+class _Tree:
+    """What is set last: directories (their times change with every file in them) and symlinks."""
+
+    directories: list[tuple[RelPath, int, int]] = field(default_factory=list)
+    links: list[tuple[RelPath, bytes, int]] = field(default_factory=list)
+
+
+class Transfer:
+    """Fetches `source` (a file or a tree) to `dest`. Call `run` once; `cancel` from any thread.
+
+    dest: as in the command line's contract; None: the share's name in the working directory.
+    on_event: called from several threads with `plan`, `file`, `warning` and `error` events.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: RelPath,
+        dest: str | os.PathLike[str] | None,
+        options: GetOptions = GetOptions(),
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.progress = Progress()
+        self._session = session
+        self._source = source
+        self._dest = None if dest is None else os.fspath(dest)
+        self._options = options
+        self._on_event = on_event
+        self._filters = Filters(options.include, options.exclude)
+        self._fetcher: Fetcher | None = None
+        self._destination: Destination | None = None
+        self._single = False
+        self._stopped = threading.Event()
+        self._worst: HeadraceError | None = None
+        self._lanes = 0
+
+    def run(self) -> GetResult:
+        """Blocks until everything has come or failed. Raises a HeadraceError for what ended the transfer as a whole:
+        StoppedError, ConnectionLostError, LocalDiskError, DestinationExistsError, ProtocolError, NotFoundError."""
+        entry = self._session.stat(self._source)
+        place = self._place(entry)
+        try:
+            if not self._options.dry_run or place.root.is_dir():
+                self._destination = Destination.open(place.root, create=not self._options.dry_run)
+            if self._options.dry_run:
+                self._plan_alone(entry, place)
+            else:
+                self._fetch(entry, place)
+        finally:
+            if self._destination:
+                self._destination.close()
+        return self._result()
+
+    def cancel(self) -> None:
+        """Ends `run` with StoppedError; what was verified stays for the next time."""
+        self._stopped.set()
+        if self._fetcher:
+            self._fetcher.fail(StoppedError("stopped"))
+        self._session.abort()
+
+    # ---- where to ------------------------------------------------------------------------------------------------
+
+    def _place(self, entry: Entry) -> _Place:
+        name = self._source.name or entry.name
+        if entry.kind == "d":
+            if self._dest is None and not name:
+                raise UsageError("the share has no name to put the files under", hint="Give a destination.")
+            root = Path(self._dest if self._dest is not None else os.fsdecode(name))
+            return _Place(root, ROOT, created=not root.exists())
+        if entry.kind != "f":
+            kind = "a symlink" if entry.kind == "l" else "neither a file nor a folder"
+            raise NotFoundError(f"{self._source or 'the share'} is {kind} on the host", hint="Name what it points to.")
+        self._single = True
+        wanted = "" if self._dest is None else self._dest
+        into_folder = not wanted or wanted.endswith(os.sep) or Path(wanted).is_dir()
+        root = Path(wanted or ".") if into_folder else Path(wanted).parent
+        last = name if into_folder else os.fsencode(Path(wanted).name)
+        return _Place(root, ROOT / (last or b"unnamed"), created=not root.exists())
+
+    # ---- the threads ---------------------------------------------------------------------------------------------
+
+    def _fetch(self, entry: Entry, place: _Place) -> None:
+        """Runs planner and workers to their end, then sets links and directories."""
+        assert self._destination is not None
+        version = self._session.agreed.version
+        fetcher = self._fetcher = Fetcher(
+            self._destination,
+            EXCHANGES[version],
+            version=version,
+            progress=self.progress,
+            reports=self,
+            on_exist=self._options.on_exist,
+        )
+        if self._stopped.is_set():
+            raise StoppedError("stopped")
+        tree = _Tree()
+        threads = [threading.Thread(target=self._planner, args=(fetcher, entry, place, tree), name="headrace-plan")]
+        threads += [
+            threading.Thread(target=self._worker, args=(fetcher, number), name=f"headrace-get-{number}")
+            for number in range(self._connections(entry))
+        ]
+        self._lanes = len(threads) - 1
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        finally:
+            if any(thread.is_alive() for thread in threads):  # an exception, Ctrl-C say, came out of join
+                self.cancel()
+                for thread in threads:
+                    thread.join()
+            fetcher.abandon()
+        if fetcher.failure:
+            raise fetcher.failure
+        self._finish_tree(tree, place, entry)
+
+    def _connections(self, entry: Entry) -> int:
+        if self._session.agreed.version < PHASE_BULK or (self._single and entry.size <= SMALL_TRANSFER):
+            return 1
+        if self._options.connections:
+            return self._options.connections
+        return min(2, os.cpu_count() or 1)
+
+    def _worker(self, fetcher: Fetcher, number: int) -> None:
+        with fetcher.carrying():
+            fetcher.work(self._lane(number))
+
+    def _lane(self, number: int) -> Lane:
+        """The first worker shares the control lane where nothing else keeps that busy: one connection less to make."""
+        shares_control = self._single or self._session.agreed.version < PHASE_BULK
+        return self._session.control if number == 0 and shares_control else self._session.open_lane()
+
+    def _planner(self, fetcher: Fetcher, entry: Entry, place: _Place, tree: _Tree) -> None:
+        with fetcher.carrying():
+            for job in self._plan(entry, place, tree):
+                if not fetcher.queue.put(job):
+                    return
+            self._planned()
+            while not fetcher.queue.drained(timeout=1.0) or fetcher.retries:
+                while fetcher.retries:
+                    self._retry(fetcher, fetcher.retries.popleft())
+            fetcher.queue.close()
+
+    def _retry(self, fetcher: Fetcher, job: Job) -> None:
+        """A file changed while it was read: look at it again, keep what still matches."""
+        self._stopped.wait(RETRY_PAUSE * job.attempt)
+        try:
+            entry = self._session.stat(job.source)
+            if entry.kind != "f":
+                raise NotFoundError(f"{job.source} is no file any more")
+        except FILE_ERRORS as why:
+            self.progress.file_failed()
+            self.failed(job, why)
+            return
+        self.progress.resized(entry.size - job.size)
+        fetcher.queue.put(Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1))
+
+    # ---- planning ------------------------------------------------------------------------------------------------
+
+    def _plan_alone(self, entry: Entry, place: _Place) -> None:
+        """--dry-run: the same plan, nothing written."""
+        for job in self._plan(entry, place, _Tree()):
+            self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "would-fetch"})
+        self._planned()
+
+    def _planned(self) -> None:
+        self.progress.planned()
+        totals = self.progress.totals()
+        self._on_event({"event": "plan", "files": totals.files, "bytes": totals.bytes})
+
+    def _plan(self, entry: Entry, place: _Place, tree: _Tree) -> Iterator[Job]:
+        """The jobs of the transfer, as the host lists them."""
+        if self._single:
+            yield from self._plan_file(self._source, place.path, entry)
+            return
+        for directory, entries, error in self._session.walk(self._source):
+            here = directory.relative_to(self._source)
+            if error:
+                self._failed_path(here, error)
+            for child in entries:
+                source, dest = directory / child.name, here / child.name
+                if child.kind == "d":
+                    self._plan_directory(dest, child, tree)
+                elif not self._filters.wants(dest):
+                    continue
+                elif child.kind == "f":
+                    yield from self._plan_file(source, dest, child)
+                elif child.kind == "l":
+                    tree.links.append((dest, child.target, child.mtime_ns))
+                else:
+                    self._warn(dest, "left out: it is neither a file, a folder nor a symlink")
+
+    def _plan_directory(self, dest: RelPath, entry: Entry, tree: _Tree) -> None:
+        if self._options.dry_run or not self._filters.wants_directory(dest):
+            return
+        assert self._destination is not None
+        try:
+            self._destination.make_dir(dest)
+        except FILE_ERRORS as why:
+            self._failed_path(dest, why)
+            return
+        tree.directories.append((dest, entry.mode, entry.mtime_ns))
+
+    def _plan_file(self, source: RelPath, dest: RelPath, entry: Entry) -> Iterator[Job]:
+        self.progress.found(1, entry.size)
+        job = Job(source, dest, entry)
+        try:
+            if is_inflight_name(dest.name):
+                raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
+            existing = self._destination.lstat(dest) if self._destination else None
+            action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
+            if action is Action.SAME:
+                self._settle_same(job, existing)
+                return
+            if action is Action.FORBIDDEN:
+                raise DestinationExistsError(f"{dest} exists")
+            if action is Action.OCCUPIED:
+                raise DestinationExistsError(f"{dest} exists and is no file", hint="Move it away, or choose another.")
+            if action is Action.DIFFERENT:
+                assert self._destination is not None
+                resolve_different(job, self._options.on_exist, self._destination)
+            job.compare = action is Action.COMPARE
+        except DestinationExistsError as why:
+            if self._options.on_exist is OnExist.FAIL:
+                raise
+            self._failed_file(job, why)
+            return
+        except FILE_ERRORS as why:
+            self._failed_file(job, why)
+            return
+        yield job
+
+    def _settle_same(self, job: Job, existing: os.stat_result | None) -> None:
+        assert existing is not None and self._destination is not None
+        if stat.S_IMODE(existing.st_mode) & 0o777 != job.entry.mode & 0o777 and not self._options.dry_run:
+            self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
+        if not job.single:
+            self._destination.forget_partial(job.dest)
+        self.progress.reused(job.size)
+        self.progress.file_done()
+        self.same(job)
+
+    # ---- links and directories, last -----------------------------------------------------------------------------
+
+    def _finish_tree(self, tree: _Tree, place: _Place, entry: Entry) -> None:
+        assert self._destination is not None
+        for path, target, mtime_ns in tree.links:
+            self._make_link(path, target, mtime_ns)
+        if not self._single:
+            mode = entry.mode if place.created else stat.S_IMODE(place.root.stat().st_mode)
+            tree.directories.insert(0, (ROOT, mode, entry.mtime_ns))
+        for path, mode, mtime_ns in reversed(tree.directories):
+            with contextlib.suppress(NotFoundError):  # removed by somebody meanwhile: nothing to set
+                self._destination.set_times_and_mode(path, mode=mode, mtime_ns=mtime_ns)
+
+    def _make_link(self, path: RelPath, target: bytes, mtime_ns: int) -> None:
+        assert self._destination is not None
+        if self._options.links is Links.SKIP:
+            return
+        try:
+            if self._options.links is Links.SAFE and not link_stays_inside(path, target):
+                shown = target.decode("utf-8", "backslashreplace")
+                raise _LinkLeavesError(f"the symlink {path} points outside ({shown!r}) and was left out")
+            self._destination.symlink(
+                path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
+            )
+            self._on_event({"event": "file", "path": str(path), "bytes": 0, "action": "link"})
+        except (*FILE_ERRORS, _LinkLeavesError) as why:
+            self._failed_path(path, why)
+
+    # ---- engine.fetch.Reports, and what else is told ----------------------------------------------------------------
+
+    def fetched(self, job: Job) -> None:
+        self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "fetched"})
+
+    def same(self, job: Job) -> None:
+        self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "same"})
+
+    def failed(self, job: Job, error: HeadraceError) -> None:
+        self._tell_failure(job.source, error)
+
+    def _failed_file(self, job: Job, error: HeadraceError) -> None:
+        self.progress.file_failed()
+        self._tell_failure(job.source, error)
+
+    def _failed_path(self, path: RelPath, error: HeadraceError) -> None:
+        self.progress.file_failed()
+        self._tell_failure(path, error)
+
+    def _tell_failure(self, path: RelPath, error: HeadraceError) -> None:
+        if self._worst is None or isinstance(error, IntegrityError):
+            self._worst = error
+        self._on_event(
+            {
+                "event": "error",
+                "code": error.code,
+                "path": str(path),
+                "message": error.message,
+                "hint": error.hint,
+                "retryable": error.retryable,
+            }
+        )
+
+    def _warn(self, path: RelPath, message: str) -> None:
+        self._on_event({"event": "warning", "path": str(path), "message": message})
+
+    def _result(self) -> GetResult:
+        totals = self.progress.totals()
+        error = None
+        if totals.files_failed:
+            error = self._worst
+            if not self._single and not isinstance(error, IntegrityError):
+                some = "1 file" if totals.files_failed == 1 else f"{totals.files_failed} files"
+                error = SomeFailedError(f"{some} failed, the rest arrived")
+        return GetResult(
+            files=totals.files_done,
+            bytes=totals.bytes,
+            bytes_received=totals.bytes_received,
+            bytes_reused=totals.bytes_reused,
+            bytes_wire=self._session.connection.bytes_wire,
+            seconds=round(totals.seconds, 6),
+            first_byte_ms=None if totals.first_byte is None else round(totals.first_byte * 1000, 3),
+            transport=self._session.connection.transport,
+            protocol=self._session.agreed.version,
+            io="posix",
+            data_plane="tls",
+            streams=self._lanes,
+            failed=totals.files_failed,
+            error=error,
+        )
+
+
+class _LinkLeavesError(HeadraceError):
+    """A symlink that leads outside of the destination."""
+
+    code = "unsafe_link"
+    default_hint = "--links all makes it all the same, --links skip leaves all links out."

@@ -1,0 +1,278 @@
+"""A client's session with a share: connect, prove, then ask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from headrace import config
+from headrace._version import __version__
+from headrace.client.target import Target
+from headrace.engine.lane import Lane
+from headrace.errors import (
+    CertificateChangedError,
+    ConnectionLostError,
+    CredentialUnknownError,
+    HeadraceError,
+    LocalDiskError,
+    NotFoundError,
+    PermissionRefusedError,
+    ProtocolError,
+    RemoteIOError,
+    UnreachableError,
+    UsageError,
+    from_wire,
+)
+from headrace.protocol.codes import Code
+from headrace.protocol.messages import (
+    PHASE_BULK,
+    ROLE_DATA,
+    Entry,
+    Error,
+    Goodbye,
+    List,
+    ListPart,
+    Stat,
+    StatReply,
+    Walk,
+    wire_path,
+)
+from headrace.protocol.paths import RelPath
+from headrace.protocol.session import Agreed, ClientHandshake, Versions
+from headrace.transport.framed import MessageStream
+from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
+from headrace.transport.trust import Pins
+
+log = logging.getLogger("headrace.client")
+
+HANDSHAKE_TIMEOUT: Final = 20.0
+
+Entries = list[Entry]
+Listing = list[Entries]
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What later streams of this session show."""
+
+    peer: bytes
+    secret: bytes = field(repr=False)
+
+
+class Session:
+    """One share, connected. `control` carries listings; `open_lane` gives further lanes for bulk. Thread-safe."""
+
+    def __init__(
+        self, connection: TcpConnection, control: MessageStream, agreed: Agreed, credential: Credential
+    ) -> None:
+        self.connection = connection
+        self.agreed = agreed
+        self.control = Lane(control)
+        self._credential = credential
+        self._lanes = [self.control]
+
+    @classmethod
+    def connect(cls, target: Target, *, home: Path | None = None, versions: Versions = Versions()) -> Session:
+        """Connects to the target's share; pairs with the code at first contact, later shows the credential.
+
+        Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
+        """
+        code = target.code
+        if code is None:
+            raise UsageError("the target has no code", hint="Write CODE@HOST:PORT, or set HEADRACE_CODE.")
+        if not target.host:
+            raise UsageError(
+                "the target has no address, and this version cannot search the LAN yet",
+                hint="Write CODE@HOST:PORT, as the host printed it.",
+            )
+        pins = Pins(home or config.home())
+        pin = pins.get(code.share)
+        address = (target.host, target.port)
+        if pin and pin.is_for(code):
+            credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
+            connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share)
+            with contextlib.suppress(CredentialUnknownError):
+                return cls._with_credential(connection, credential, versions)
+            log.info("the host at %s does not remember this machine; pairing again", target.address)
+        connection = _dial(address, bytes.fromhex(pin.fingerprint) if pin else None, code.share)
+        return cls._with_code(connection, code, versions, pins, target.address)
+
+    @classmethod
+    def _with_credential(cls, connection: TcpConnection, credential: Credential, versions: Versions) -> Session:
+        handshake = ClientHandshake(
+            fingerprint=connection.fingerprint,
+            entropy=os.urandom,
+            peer=credential.peer,
+            credential=credential.secret,
+            versions=versions,
+            agent=f"headrace {__version__}",
+        )
+        stream, agreed = _handshake(connection, handshake)
+        return cls(connection, stream, agreed, credential)
+
+    @classmethod
+    def _with_code(cls, connection: TcpConnection, code: Code, versions: Versions, pins: Pins, label: str) -> Session:
+        handshake = ClientHandshake(
+            fingerprint=connection.fingerprint,
+            entropy=os.urandom,
+            code=code,
+            versions=versions,
+            agent=f"headrace {__version__}",
+        )
+        stream, agreed = _handshake(connection, handshake)
+        assert agreed.keys is not None
+        try:
+            pins.add(agreed.keys, code, connection.fingerprint, label)
+        except LocalDiskError as why:
+            log.warning("this pairing is not remembered: %s", why)
+        return cls(connection, stream, agreed, Credential(agreed.peer, agreed.keys.credential))
+
+    def open_lane(self) -> Lane:
+        """A further stream to the same share, for chunks. Blocks for the handshake."""
+        handshake = ClientHandshake(
+            fingerprint=self.connection.fingerprint,
+            entropy=os.urandom,
+            peer=self._credential.peer,
+            credential=self._credential.secret,
+            versions=Versions(self.agreed.version, self.agreed.version),
+            agent=f"headrace {__version__}",
+            role=ROLE_DATA,
+        )
+        try:
+            stream, _ = _handshake(self.connection, handshake)
+        except UnreachableError as why:
+            raise ConnectionLostError(why.message) from why
+        lane = Lane(stream)
+        self._lanes.append(lane)
+        return lane
+
+    # ---- questions -------------------------------------------------------------------------------------------------
+
+    def stat(self, path: RelPath) -> Entry:
+        """The entry at `path`. Raises NotFoundError, PermissionRefusedError."""
+        with self.control.lock:
+            lane = self.control
+            lane.messages.send(Stat(lane.next_id(), bytes(path)))
+            answer, _ = lane.answer()
+        if isinstance(answer, Error):
+            raise from_wire(answer.code, answer.message)
+        if not isinstance(answer, StatReply):
+            raise ProtocolError("the host answered Stat with something else")
+        return _checked(answer.entry, is_root=True)
+
+    def list(self, path: RelPath) -> Iterator[Entries]:
+        """The entries of one directory, in parts. The lane is busy until the last part was taken."""
+        with self.control.lock:
+            lane = self.control
+            lane.messages.send(List(lane.next_id(), bytes(path)))
+            for _, entries, error in self._parts(lane, path):
+                if error:
+                    raise error
+                yield entries
+
+    def walk(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
+        """Every directory at and below `path`, parents first: its path, some of its entries, why it cannot be read."""
+        if self.agreed.version < PHASE_BULK:
+            yield from self._walk_by_lists(path)
+            return
+        with self.control.lock:
+            lane = self.control
+            lane.messages.send(Walk(lane.next_id(), bytes(path)))
+            yield from self._parts(lane, path)
+
+    def _walk_by_lists(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
+        """Phase 7 has no Walk. The lane is given back between two directories: their files use it too."""
+        waiting = [path]
+        while waiting:
+            directory = waiting.pop()
+            parts: Listing = []
+            error: HeadraceError | None = None
+            try:
+                parts = [*self.list(directory)]
+            except HeadraceError as why:
+                if directory == path or not isinstance(why, (NotFoundError, PermissionRefusedError, RemoteIOError)):
+                    raise
+                error = why
+            for entries in parts or [[]]:
+                yield directory, entries, error
+                waiting += [directory / entry.name for entry in entries if entry.kind == "d"]
+
+    def _parts(self, lane: Lane, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
+        """The parts of a listing. A caller that stops early leaves the session unusable: it has to be closed."""
+        while True:
+            part, _ = lane.part()
+            if isinstance(part, Error):
+                lane.answered()
+                raise from_wire(part.code, part.message)
+            if not isinstance(part, ListPart):
+                raise ProtocolError("the host answered a listing with something else")
+            try:
+                directory = wire_path(part.path)
+                directory.relative_to(path)
+            except ValueError as why:
+                raise ProtocolError(f"the host lists an impossible directory: {why}") from why
+            for entry in part.entries:
+                _checked(entry)
+            if part.entries or part.error:
+                yield directory, part.entries, from_wire(part.error, "it cannot be read") if part.error else None
+            if part.last:
+                lane.answered()
+                return
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """From any thread: whatever waits for the host fails at once."""
+        self.connection.abort()
+
+    def close(self) -> None:
+        """Says goodbye and closes every lane."""
+        for lane in self._lanes:
+            with contextlib.suppress(ConnectionLostError):
+                lane.messages.send(Goodbye())
+            lane.messages.close()
+
+
+def _checked(entry: Entry, *, is_root: bool = False) -> Entry:
+    try:
+        return entry.check(is_root=is_root)
+    except ValueError as why:
+        raise ProtocolError(f"the host offers an impossible entry: {why}") from why
+
+
+def _dial(address: tuple[str, int], pin: bytes | None, share: str) -> TcpConnection:
+    try:
+        return TcpConnection(address, pin=pin)
+    except CertificateChangedError as why:
+        why.hint = (
+            f"If you know that the host was set up anew, forget the old one with: headrace peers forget {share} "
+            "and connect again with the code."
+        )
+        raise
+
+
+def _handshake(connection: TcpConnection, handshake: ClientHandshake) -> tuple[MessageStream, Agreed]:
+    """Runs the handshake on a new stream; closes the stream when it fails."""
+    messages = MessageStream(connection.open_stream())
+    try:
+        messages.stream.set_timeout(HANDSHAKE_TIMEOUT)
+        messages.send_all(handshake.start())
+        while handshake.agreed is None:
+            message, payload = messages.expect()
+            if payload:
+                raise ProtocolError("a payload in the handshake")
+            messages.send_all(handshake.receive(message))
+    except ConnectionLostError as why:
+        messages.close()
+        raise UnreachableError(f"the host hung up before it let us in: {why.message}") from why
+    except BaseException:
+        messages.close()
+        raise
+    messages.enter_session()
+    messages.stream.set_timeout(STALL_TIMEOUT)
+    return messages, handshake.agreed

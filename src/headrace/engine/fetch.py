@@ -1,0 +1,349 @@
+"""Fetches the chunks of many files over a few lanes: the workers, and what becomes of each job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from headrace.engine.exchange import Exchange
+from headrace.engine.lane import Lane
+from headrace.engine.plan import OnExist
+from headrace.engine.progress import Lane as Counters
+from headrace.engine.progress import Progress
+from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
+from headrace.errors import (
+    DestinationExistsError,
+    DifferentError,
+    HeadraceError,
+    IntegrityError,
+    NotFoundError,
+    PermissionRefusedError,
+    ProtocolError,
+    RemoteIOError,
+    SourceChangedError,
+    from_wire,
+)
+from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error, GetManifest, ManifestPart
+from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
+from headrace.storage.destination import Destination
+from headrace.storage.partial import Partial
+
+MAX_REQUESTS: Final = 64  # in flight on one lane
+MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
+MAX_ATTEMPTS: Final = 3  # at a file that changes while it is read
+
+# Failures that concern one file: it is reported and the others go on. Everything else ends the transfer.
+FILE_ERRORS: Final = (
+    SourceChangedError,
+    DifferentError,
+    DestinationExistsError,
+    NotFoundError,
+    PermissionRefusedError,
+    RemoteIOError,
+    IntegrityError,
+)
+
+
+class Reports(Protocol):
+    """Who hears of each file. Called from the workers' threads."""
+
+    def fetched(self, job: Job) -> None:
+        """The whole file stands under its name."""
+
+    def same(self, job: Job) -> None:
+        """The destination has this content already."""
+
+    def failed(self, job: Job, error: HeadraceError) -> None:
+        """The file will not come."""
+
+
+class Fetcher:
+    """Owns the queue and what happens to each job in it. Thread-safe; `work` runs on one thread for each lane."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        exchange: Exchange,
+        *,
+        version: int,
+        progress: Progress,
+        reports: Reports,
+        on_exist: OnExist,
+    ) -> None:
+        self._destination = destination
+        self._exchange = exchange
+        self._version = version
+        self._progress = progress
+        self._reports = reports
+        self._on_exist = on_exist
+        self.queue = WorkQueue(self._expand)
+        self.retries: deque[Job] = deque()
+        self.failure: BaseException | None = None
+        self._failing = threading.Lock()
+        self._open_partials: set[Partial] = set()
+
+    # ---- the workers -------------------------------------------------------------------------------------------
+
+    def work(self, lane: Lane) -> None:
+        """Keeps requests in flight on `lane` until the queue ends."""
+        with self.carrying():
+            self._work(lane)
+
+    @contextlib.contextmanager
+    def carrying(self) -> Iterator[None]:
+        """For the body of a thread of this transfer: what it raises ends the transfer and is raised where it is
+        waited for (`failure`), not in the thread."""
+        try:
+            yield
+        except BaseException as why:  # noqa: BLE001  # nothing is swallowed, it is carried to another thread
+            self.fail(why)
+
+    def fail(self, why: BaseException) -> None:
+        """The transfer as a whole ends with this."""
+        with self._failing:
+            self.failure = self.failure or why
+        self.queue.cancel()
+
+    def abandon(self) -> None:
+        """After the workers ended: closes the part files that are still open; they stay for the next time."""
+        for partial in self._open_partials:
+            partial.close()
+
+    def _work(self, lane: Lane) -> None:
+        counters = self._progress.lane()
+        buffer = memoryview(bytearray(CHUNK_SIZE))
+        window: deque[Task] = deque()
+        asked = 0
+        while True:
+            work = None
+            if len(window) < MAX_REQUESTS:
+                work = self.queue.take(idle=not window, room=MAX_BYTES - asked)
+            if isinstance(work, Exclusive):
+                with lane.lock:
+                    self._compare(work.job, lane, buffer)
+            elif work is not None:
+                if not self._begin(work.job):
+                    continue
+                if not window:
+                    lane.lock.acquire()
+                window.append(work)
+                asked += work.length
+                job = work.job
+                self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
+            elif window:
+                task = window.popleft()
+                asked -= task.length
+                self._receive(task, lane, buffer, counters)
+                if not window:
+                    lane.lock.release()
+            else:
+                return
+
+    def _receive(self, task: Task, lane: Lane, buffer: memoryview, counters: Counters) -> None:
+        job = task.job
+        partial = job.partial
+
+        def write(position: int, piece: memoryview) -> None:
+            counters.bytes_received += len(piece)
+            if counters.bytes_received == len(piece):
+                self._progress.first_byte()
+            if partial:
+                partial.write(task.offset + position, piece)
+
+        error: HeadraceError | None = None
+        try:
+            digest, zero = self._exchange.receive(lane, task.length, buffer, write if partial else None)
+            if partial:
+                if zero:
+                    partial.write_zeros(task.offset, task.length)
+                partial.commit(task.index, digest)
+            else:
+                content = memoryview(bytes(task.length)) if zero else buffer[: task.length]
+                if not zero:
+                    write(0, content)
+                self._write_whole(job, content)
+        except IntegrityError as why:
+            if task.attempt == 1 and job.error is None:
+                self.queue.push([Task(job, task.index, task.offset, task.length, attempt=2)])
+            else:
+                error = why
+        except FILE_ERRORS as why:
+            error = why
+        self._settle(job, error)
+
+    # ---- the life of a job -------------------------------------------------------------------------------------
+
+    def _expand(self, job: Job) -> Iterable[Work]:
+        with self.carrying():
+            return self._work_of(job)
+        return []
+
+    def _work_of(self, job: Job) -> Iterable[Work]:
+        try:
+            if job.compare:
+                return [Exclusive(job)]
+            if job.size == 0:
+                self._write_whole(job, memoryview(b""))
+                self._settle(job, None, began=False)
+                return []
+            if job.single:
+                return [Task(job, 0, 0, job.size)]
+            return self._open(job)
+        except FILE_ERRORS as why:
+            self._settle(job, why, began=False)
+            return []
+
+    def _open(self, job: Job) -> Iterable[Work]:
+        entry = job.entry
+        job.partial = partial = self._destination.partial(
+            job.dest, size=entry.size, version=entry.version, mtime_ns=entry.mtime_ns, sparse=entry.sparse
+        )
+        self._open_partials.add(partial)
+        if partial.stale and self._version >= PHASE_BULK:
+            return [Exclusive(job)]
+        return self._missing(job)
+
+    def _missing(self, job: Job) -> Iterable[Work]:
+        """Tasks for the chunks that are not there yet; finishes the job when there are none."""
+        partial = job.partial
+        assert partial is not None
+        self._progress.reused(sum(chunk_range(job.size, index)[1] for index in partial.verified))
+        if partial.complete:
+            self._settle(job, None, began=False)
+            return []
+        return (
+            Task(job, index, *chunk_range(job.size, index))
+            for index in range(chunk_count(job.size))
+            if index not in partial.verified
+        )
+
+    def _begin(self, job: Job) -> bool:
+        with job.lock:
+            if job.over or job.error:
+                return False
+            job.in_flight += 1
+            return True
+
+    def _settle(self, job: Job, error: HeadraceError | None, *, began: bool = True) -> None:
+        """A request of the job ended, or (began=False) something before its first. Ends the job where it is over."""
+        with job.lock:
+            job.in_flight -= began
+            job.error = job.error or error
+            whole = job.partial.complete if job.partial else job.written
+            if job.over or job.in_flight or not (job.error or whole):
+                return
+            job.over = True
+        if not job.error:
+            try:
+                self._finish(job)
+            except FILE_ERRORS as why:
+                job.error = why
+        if job.error:
+            self._fail_job(job, job.error)
+        if job.partial:
+            self._open_partials.discard(job.partial)
+        self.queue.finished()
+
+    def _write_whole(self, job: Job, content: memoryview) -> None:
+        entry = job.entry
+        self._destination.write_whole(
+            job.dest, content, mode=entry.mode, mtime_ns=entry.mtime_ns, replace=job.replace, sparse=entry.sparse
+        )
+        job.written = True
+
+    def _finish(self, job: Job) -> None:
+        if job.partial:
+            job.partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
+        self._progress.file_done()
+        self._reports.fetched(job)
+
+    def _fail_job(self, job: Job, error: HeadraceError) -> None:
+        if job.partial:
+            if isinstance(error, NotFoundError):
+                job.partial.discard()
+            else:
+                job.partial.close()
+        if isinstance(error, SourceChangedError) and job.attempt < MAX_ATTEMPTS:
+            self.retries.append(job)
+            return
+        self._progress.file_failed()
+        self._reports.failed(job, error)
+
+    # ---- comparing with what is here ---------------------------------------------------------------------------
+
+    def _compare(self, job: Job, lane: Lane, buffer: memoryview) -> None:
+        """With a lane to itself: compares the file at the destination, or an outdated part file, with the host's."""
+        work: Iterable[Work] = ()
+        try:
+            if job.compare:
+                work = self._compare_file(job, lane, buffer)
+            else:
+                assert job.partial is not None
+                for index, digest in enumerate(self._remote_hashes(job, lane, buffer)):
+                    if job.partial.stale.get(index) == digest:
+                        job.partial.adopt(index, digest)
+                work = self._missing(job)
+        except FILE_ERRORS as why:
+            self._settle(job, why, began=False)
+        self.queue.push(work)
+
+    def _compare_file(self, job: Job, lane: Lane, buffer: memoryview) -> Iterable[Work]:
+        remote = self._remote_hashes(job, lane, buffer)
+        with os.fdopen(self._destination.open_read(job.dest), "rb", buffering=0) as file:
+            # Every hash is taken even after a difference: the answer has to be read to its end.
+            equal = True
+            for digest in remote:
+                count = file.readinto(buffer) if equal else 0
+                equal = equal and hash_bytes(buffer[:count]) == digest
+        if equal:
+            self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
+            with job.lock:
+                job.over = True
+            self._progress.reused(job.size)
+            self._progress.file_done()
+            self._reports.same(job)
+            self.queue.finished()
+            return []
+        resolve_different(job, self._on_exist, self._destination)
+        job.compare = False
+        return self._expand(job)
+
+    def _remote_hashes(self, job: Job, lane: Lane, buffer: memoryview) -> list[bytes]:
+        """The hashes of the file's chunks on the host. Phase 7 has none on the wire: there its bytes are read."""
+        count = chunk_count(job.size)
+        if self._version < PHASE_BULK:
+            return [self._baseline_hash(job, lane, buffer, index) for index in range(count)]
+        lane.messages.send(GetManifest(lane.next_id(), bytes(job.source), job.entry.version))
+        hashes: list[bytes] = []
+        while True:
+            part, _ = lane.part()
+            if isinstance(part, Error):
+                lane.answered()
+                raise from_wire(part.code, part.message)
+            if not isinstance(part, ManifestPart) or part.first != len(hashes) or len(part.hashes) % HASH_SIZE:
+                raise ProtocolError("the host sent a manifest that is none")
+            hashes += [part.hashes[i : i + HASH_SIZE] for i in range(0, len(part.hashes), HASH_SIZE)]
+            if len(hashes) > count or (part.last and len(hashes) != count):
+                raise ProtocolError(f"the host sent a manifest of another length than the file: {job.source}")
+            if part.last:
+                lane.answered()
+                return hashes
+
+    def _baseline_hash(self, job: Job, lane: Lane, buffer: memoryview, index: int) -> bytes:
+        offset, length = chunk_range(job.size, index)
+        self._exchange.request(lane, job.source, job.entry.version, offset, length)
+        return self._exchange.receive(lane, length, buffer, None)[0]
+
+
+def resolve_different(job: Job, on_exist: OnExist, destination: Destination) -> None:
+    """The destination has other content: what `--on-exist` says. Raises DifferentError where nothing may be written."""
+    if on_exist is OnExist.OVERWRITE:
+        job.replace = True
+    elif on_exist is OnExist.RENAME:
+        job.dest = destination.free_name(job.dest)
+    else:
+        raise DifferentError(f"{job.dest} exists and is different")

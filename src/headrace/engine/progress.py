@@ -1,0 +1,101 @@
+"""Counters of one transfer. Written by many threads, each to its own; read by whoever shows them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One worker's counters; only that worker writes them, so they need no lock."""
+
+    bytes_received: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """A snapshot. bytes: size of what was asked for, as far as it is known; seconds since the start."""
+
+    files: int = 0
+    bytes: int = 0
+    files_done: int = 0
+    files_failed: int = 0
+    bytes_received: int = 0
+    bytes_reused: int = 0
+    planned: bool = False
+    first_byte: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Progress:
+    """Thread-safe."""
+
+    clock: Clock = time.monotonic
+    _totals: Totals = field(default_factory=Totals)
+    _lanes: list[Lane] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    def lane(self) -> Lane:
+        """A new worker's counters."""
+        with self._lock:
+            lane = Lane()
+            self._lanes.append(lane)
+            return lane
+
+    def found(self, files: int, size: int) -> None:
+        """The walk found this many more files of so many bytes in all."""
+        with self._lock:
+            self._totals.files += files
+            self._totals.bytes += size
+
+    def resized(self, difference: int) -> None:
+        """A file that was counted has another size by now."""
+        with self._lock:
+            self._totals.bytes += difference
+
+    def reused(self, size: int) -> None:
+        """So many bytes were on this disk already."""
+        with self._lock:
+            self._totals.bytes_reused += size
+
+    def file_done(self) -> None:
+        with self._lock:
+            self._totals.files_done += 1
+
+    def file_failed(self) -> None:
+        with self._lock:
+            self._totals.files_failed += 1
+
+    def planned(self) -> None:
+        """The whole tree is known now; an estimate of the time left is honest from here on."""
+        with self._lock:
+            self._totals.planned = True
+
+    def first_byte(self) -> None:
+        with self._lock:
+            if self._totals.first_byte is None:
+                self._totals.first_byte = self.clock() - self._started
+
+    def totals(self) -> Totals:
+        with self._lock:
+            now = self._totals
+            return Totals(
+                files=now.files,
+                bytes=now.bytes,
+                files_done=now.files_done,
+                files_failed=now.files_failed,
+                bytes_received=sum(lane.bytes_received for lane in self._lanes),
+                bytes_reused=now.bytes_reused,
+                planned=now.planned,
+                first_byte=now.first_byte,
+                seconds=self.clock() - self._started,
+            )

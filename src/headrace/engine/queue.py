@@ -1,0 +1,161 @@
+"""The jobs of a transfer and the chunk tasks they fall into. Filled by the planner, drained by the workers."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from headrace.errors import HeadraceError
+from headrace.protocol.messages import Entry
+from headrace.protocol.paths import RelPath
+from headrace.storage.chunks import chunk_count
+from headrace.storage.partial import Partial
+
+MAX_WAITING: Final = 2000  # jobs that the planner may be ahead of the workers
+
+
+@dataclass(eq=False)
+class Job:
+    """One file to fetch. source: its path in the share; dest: below the destination.
+
+    replace: an existing file at dest may be replaced. compare: only if its content differs (sizes are equal).
+    `lock` guards everything below it.
+    """
+
+    source: RelPath
+    dest: RelPath
+    entry: Entry
+    replace: bool = False
+    compare: bool = False
+    attempt: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    partial: Partial | None = None
+    in_flight: int = 0
+    written: bool = False
+    error: HeadraceError | None = None
+    over: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.entry.size
+
+    @property
+    def single(self) -> bool:
+        """Whether one chunk is the whole file: it is written at once and needs no journal."""
+        return chunk_count(self.entry.size) <= 1
+
+
+@dataclass(eq=False, slots=True)
+class Task:
+    """One chunk of a job. attempt: 2 when the first answer did not match its hash."""
+
+    job: Job
+    index: int
+    offset: int
+    length: int
+    attempt: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Exclusive:
+    """Work on a job that needs a lane without requests in flight: comparing manifests."""
+
+    job: Job
+
+
+Work = Task | Exclusive
+
+
+class WorkQueue:
+    """Thread-safe. `expand` turns a job into its work when a worker first gets to it (it opens the part file then, so
+    files are opened only as fast as they are fetched). Its answer is drawn from one piece at a time, so that a file of
+    any size costs no memory."""
+
+    def __init__(self, expand: Callable[[Job], Iterable[Work]]) -> None:
+        self._expand = expand
+        self._jobs: deque[Job] = deque()
+        self._work: deque[Work] = deque()
+        self._expanded: deque[Iterator[Work]] = deque()
+        self._unfinished = 0
+        self._closed = False
+        self._cancelled = False
+        self._changed = threading.Condition()
+
+    def put(self, job: Job) -> bool:
+        """Adds a job; waits while MAX_WAITING jobs are waiting. False: the transfer was cancelled."""
+        with self._changed:
+            while len(self._jobs) >= MAX_WAITING and not self._cancelled:
+                self._changed.wait(1.0)
+            self._unfinished += 1
+            self._jobs.append(job)
+            self._changed.notify()
+            return not self._cancelled
+
+    def push(self, work: Iterable[Work]) -> None:
+        """Puts work of a job at the front: its chunks after a comparison, or a chunk to be asked for again."""
+        with self._changed:
+            self._expanded.appendleft(iter(work))
+            self._changed.notify_all()
+
+    def finished(self) -> None:
+        """A job ended, well or not."""
+        with self._changed:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """No further `put`; workers end when everything is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Everybody stops: `take` gives None, `put` and `drained` return."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    def drained(self, timeout: float) -> bool:
+        """Whether every job that was put has ended, waiting at most `timeout` seconds for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unfinished or self._cancelled, timeout)
+            return not self._unfinished or self._cancelled
+
+    def take(self, *, idle: bool, room: int) -> Work | None:
+        """The next piece of work, or None: there is none now, or (where `idle`) there will be none any more.
+
+        idle: the caller has no request in flight; it waits for work, and only it is given Exclusive work. room: the
+        most bytes that the caller may ask for now; an idle caller gets any size.
+        """
+        while True:
+            with self._changed:
+                while True:
+                    if self._cancelled:
+                        return None
+                    while not self._work and self._expanded:
+                        if (next_work := next(self._expanded[0], None)) is None:
+                            self._expanded.popleft()
+                        else:
+                            self._work.append(next_work)
+                    if self._work:
+                        work = self._work[0]
+                        if not idle and (isinstance(work, Exclusive) or work.length > room):
+                            return None
+                        return self._work.popleft()
+                    if self._jobs:
+                        job = self._jobs.popleft()
+                        if len(self._jobs) == MAX_WAITING - 1:
+                            self._changed.notify_all()
+                        break
+                    if not idle or (self._closed and not self._unfinished):
+                        return None
+                    self._changed.wait(1.0)
+            # Opening and preallocating a large file takes a while: not under the lock.
+            work_of_job = iter(self._expand(job))
+            with self._changed:
+                self._expanded.append(work_of_job)
+                self._changed.notify()

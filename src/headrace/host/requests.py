@@ -1,0 +1,188 @@
+"""Answers the requests of one session: listing, reading, hashing. One owner thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from headrace.errors import HeadraceError, NotFoundError, ProtocolError
+from headrace.protocol.messages import (
+    BULK_REQUESTS,
+    CHUNK_SIZE,
+    PHASE_BULK,
+    READ_SIZE,
+    Chunk,
+    Data,
+    GetChunk,
+    GetManifest,
+    List,
+    ListPart,
+    MalformedMessageError,
+    ManifestPart,
+    Message,
+    Ping,
+    Pong,
+    Read,
+    Stat,
+    StatReply,
+    Walk,
+    wire_path,
+)
+from headrace.protocol.session import error_message
+from headrace.storage.chunks import ZERO_HASH, hash_bytes
+from headrace.storage.manifest import HashCache, manifest
+from headrace.storage.source import SourceCache, SourceFile
+from headrace.storage.tree import SharedTree
+from headrace.transport.framed import MessageStream
+
+
+@dataclass(slots=True)
+class Served:
+    """What a session gave so far."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
+class RequestHandler:
+    """Answers in the order of the requests, on the stream they came from. Close it when the session ends."""
+
+    def __init__(self, tree: SharedTree, hashes: HashCache, stream: MessageStream, version: int) -> None:
+        self._tree = tree
+        self._hashes = hashes
+        self._stream = stream
+        self._version = version
+        self._sources = SourceCache(tree)
+        self._buffer = memoryview(bytearray())
+        self.served = Served()
+        self._answer: Final[dict[type[Message], Callable[..., None]]] = {
+            Stat: self._stat,
+            List: self._list,
+            Walk: self._walk,
+            Read: self._read,
+            GetChunk: self._chunk,
+            GetManifest: self._manifest,
+            Ping: self._ping,
+        }
+
+    def handle(self, request: Message) -> None:
+        """Sends the answer, or an Error that names the request. Raises what ends the connection."""
+        answer = self._answer.get(type(request))
+        if answer is None or (isinstance(request, BULK_REQUESTS) and self._version < PHASE_BULK):
+            raise ProtocolError(
+                f"the client sent {type(request).__name__}, which is no request in phase {self._version}"
+            )
+        self.served.requests += 1
+        try:
+            answer(request)
+        except _Reported as why:
+            self._stream.send(error_message(why.error, request.id))  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._sources.close()
+
+    def _stat(self, request: Stat) -> None:
+        with _reporting():
+            entry = self._tree.stat(wire_path(request.path))
+        self._stream.send(StatReply(request.id, entry))
+
+    def _list(self, request: List) -> None:
+        parts = self._tree.list(wire_path(request.path))
+        while True:
+            with _reporting():
+                entries = next(parts, None)
+            if entries is None:
+                break
+            self._stream.send(ListPart(request.id, request.path, entries))
+        self._stream.send(ListPart(request.id, request.path, [], last=True))
+
+    def _walk(self, request: Walk) -> None:
+        parts = self._tree.walk(wire_path(request.path))
+        while True:
+            with _reporting():
+                part = next(parts, None)
+            if part is None:
+                break
+            path, entries, error = part
+            self._stream.send(ListPart(request.id, bytes(path), entries, error=error.code if error else ""))
+        self._stream.send(ListPart(request.id, request.path, [], last=True))
+
+    def _read(self, request: Read) -> None:
+        if not 0 <= request.length <= READ_SIZE or request.offset < 0:
+            raise ProtocolError(f"a Read of {request.length} bytes at {request.offset}; the limit is {READ_SIZE}")
+        with _reporting():
+            source = self._sources.get(wire_path(request.path), request.version)
+            view = self._room(max(0, min(request.length, source.size - request.offset)))
+            source.read_into(view, request.offset)
+        self._stream.send(Data(request.id), view)
+        self.served.bytes += len(view)
+
+    def _chunk(self, request: GetChunk) -> None:
+        if not 0 < request.length <= CHUNK_SIZE or request.offset < 0:
+            raise ProtocolError(f"a GetChunk of {request.length} bytes at {request.offset}; the limit is {CHUNK_SIZE}")
+        with _reporting():
+            source = self._sources.get(wire_path(request.path), request.version)
+            if request.offset + request.length > source.size:
+                raise NotFoundError("that range lies past the end of the file")
+            if source.sparse and source.is_hole(request.offset, request.length):
+                self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
+                return
+            view = self._room(request.length)
+            source.read_into(view, request.offset)
+        self._stream.send(Chunk(request.id, self._hash_of(source, request, view)), view)
+        self.served.bytes += len(view)
+
+    def _hash_of(self, source: SourceFile, request: GetChunk, view: memoryview) -> bytes:
+        """The chunk's hash: remembered where the range is a whole chunk of the file, else computed."""
+        index, within = divmod(request.offset, CHUNK_SIZE)
+        if within or request.length != min(CHUNK_SIZE, source.size - request.offset):
+            return hash_bytes(view)
+        known = self._hashes.get(source.version, index)
+        if known is None:
+            known = hash_bytes(view)
+            self._hashes.put(source.version, source.size, index, known)
+        return known
+
+    def _manifest(self, request: GetManifest) -> None:
+        with _reporting():
+            source = self._sources.get(wire_path(request.path), request.version)
+        parts = manifest(source, source.size, self._hashes)
+        end = 0
+        while True:
+            with _reporting():
+                part = next(parts, None)
+            if part is None:
+                break
+            first, hashes = part
+            end = first + len(hashes)
+            self._stream.send(ManifestPart(request.id, first, b"".join(hashes)))
+        self._stream.send(ManifestPart(request.id, end, b"", last=True))
+
+    def _ping(self, request: Ping) -> None:
+        self._stream.send(Pong(request.id))
+
+    def _room(self, length: int) -> memoryview:
+        if len(self._buffer) < length:
+            self._buffer = memoryview(bytearray(CHUNK_SIZE if length > READ_SIZE else READ_SIZE))
+        return self._buffer[:length]
+
+
+class _Reported(Exception):
+    """Wraps an error that is the answer to a request, to tell it from one that ends the connection."""
+
+    def __init__(self, error: HeadraceError) -> None:
+        self.error = error
+
+
+class _reporting:  # a context manager, used as a verb
+    """What fails inside, on the host's disk, is told to the peer; failures of the connection happen outside."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MalformedMessageError):
+            raise ProtocolError(f"the client sent {error}") from error
+        if isinstance(error, HeadraceError) and not isinstance(error, ProtocolError):
+            raise _Reported(error) from error

@@ -1,0 +1,218 @@
+"""Listens on one port and serves every connection on a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from headrace import config
+from headrace._version import __version__
+from headrace.errors import LocalDiskError, UsageError
+from headrace.host.guesses import GuessLimit
+from headrace.host.session import Event, Share, serve
+from headrace.protocol.codes import Code
+from headrace.protocol.session import Versions
+from headrace.storage.tree import SharedTree
+from headrace.transport.identity import Identity
+from headrace.transport.tcp import TlsStream, is_loopback, server_context, tune
+from headrace.transport.trust import Peers
+
+log = logging.getLogger("headrace.host")
+
+BACKLOG: Final = 256
+MAX_CONNECTIONS: Final = 1024  # each costs a thread; further ones are turned away at once
+STOP_TIMEOUT: Final = 5.0
+_PORT_ERRORS: Final = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
+
+
+class ShareServer:
+    """Shares folders or files until it is stopped.
+
+    `start` returns once the port is bound; accepting and serving happen on threads that `stop` ends and joins. Use it
+    as a context manager. on_event is called from those threads with the events of the command line's contract.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        port: int = config.DEFAULT_PORT,
+        bind: str = "",
+        code: Code | None = None,
+        name: str | None = None,
+        home: Path | None = None,
+        versions: Versions = Versions(),
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
+
+        Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
+        """
+        home = home or config.home()
+        self.code = code or Code.generate(os.urandom)
+        self._on_event = on_event
+        self._tree = SharedTree.open(paths, name)
+        identity = Identity.load_or_create(home)
+        self._share = Share(
+            tree=self._tree,
+            code=self.code,
+            identity=identity,
+            peers=Peers(home),
+            guesses=GuessLimit(on_lock=self._locked),
+            agent=f"headrace {__version__}",
+            versions=versions,
+            on_event=on_event,
+        )
+        self._context = server_context(str(identity.file))
+        self._listener = _listen(bind, port)
+        self.port: int = self._listener.getsockname()[1]
+        self._bind = bind
+        self._threads: dict[threading.Thread, TlsStream] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._accepting = threading.Thread(target=self._accept, name="headrace-accept", daemon=True)
+
+    @property
+    def name(self) -> str:
+        """The share's name, as peers see it."""
+        return self._tree.name
+
+    @property
+    def target(self) -> str:
+        """CODE@HOST:PORT for another process to use. It holds the secret."""
+        host = self.addresses[0]
+        return f"{self.code.text}@{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of this machine under which the share can be reached, the likeliest first."""
+        return [self._bind] if self._bind and self._bind not in ("0.0.0.0", "::") else _own_addresses()
+
+    def start(self) -> None:
+        self._accepting.start()
+
+    def stop(self) -> None:
+        """Stops accepting, ends every session, joins the threads. May be called again."""
+        if self._stopping:
+            return
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept call on Linux
+        self._listener.close()
+        with self._lock:
+            serving = dict(self._threads)
+        for stream in serving.values():
+            stream.abort()
+        if self._accepting.is_alive():
+            self._accepting.join(STOP_TIMEOUT)
+        for thread in serving:
+            thread.join(STOP_TIMEOUT)
+        self._tree.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _accept(self) -> None:
+        while not self._stopping:
+            try:
+                sock, address = self._listener.accept()
+            except OSError as why:
+                if not self._stopping:
+                    # Out of descriptors, or the peer left the backlog: the share goes on.
+                    log.warning("a connection could not be accepted: %s", why)
+                    threading.Event().wait(0.1)
+                continue
+            with self._lock:
+                full = len(self._threads) >= MAX_CONNECTIONS
+            if full or self._stopping:
+                log.warning("turned %s away: %d connections are open", address[0], MAX_CONNECTIONS)
+                sock.close()
+                continue
+            self._serve(sock, str(address[0]).removeprefix("::ffff:"))
+
+    def _serve(self, sock: socket.socket, address: str) -> None:
+        try:
+            tune(sock, loopback=is_loopback(sock))
+            stream = TlsStream(sock, self._context, server=True)
+        except (OSError, ssl.SSLError) as why:  # it hung up already
+            log.debug("connection from %s ended at once: %s", address, why)
+            sock.close()
+            return
+        thread = threading.Thread(target=self._run, args=(stream, address), name=f"headrace-{address}", daemon=True)
+        with self._lock:
+            self._threads[thread] = stream
+        thread.start()
+
+    def _run(self, stream: TlsStream, address: str) -> None:
+        try:
+            serve(stream, self._share, address)
+        except Exception:
+            # The last line of defence: one session's bug must not take the share down, and must not be silent.
+            log.exception("a session with %s failed", address)
+        finally:
+            with self._lock:
+                self._threads.pop(threading.current_thread(), None)
+
+    def _locked(self, seconds: float) -> None:
+        log.warning(
+            "too many wrong codes: no new peers for %.0f s (peers that paired before can still connect)", seconds
+        )
+        self._on_event(
+            {
+                "event": "error",
+                "code": "locked",
+                "message": f"too many wrong codes: this share takes no new peers for {seconds:.0f} s",
+                "retry_after": seconds,
+            }
+        )
+
+
+def _listen(bind: str, port: int) -> socket.socket:
+    """A listening socket; without `bind` one that takes IPv6 and IPv4 where the machine has both."""
+    try:
+        if not bind and socket.has_dualstack_ipv6():
+            try:
+                return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+            except OSError as why:
+                if getattr(why, "errno", None) in _PORT_ERRORS:
+                    raise
+                log.debug("no IPv6 here (%s), listening on IPv4 alone", why)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        return socket.create_server((bind or "0.0.0.0", port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as why:
+        where = f"{bind or 'any address'}, port {port}"
+        if getattr(why, "errno", None) == errno.EADDRINUSE:
+            raise UsageError(
+                f"port {port} is in use", hint="Choose another with --port, or --port 0 for a free one."
+            ) from why
+        if isinstance(why, socket.gaierror) or getattr(why, "errno", None) == errno.EADDRNOTAVAIL:
+            raise UsageError(f"{bind} is no address of this machine", hint="See ip addr, or leave --bind out.") from why
+        if isinstance(why, PermissionError):
+            raise LocalDiskError(f"not allowed to listen on {where}", hint="Ports under 1024 need root.") from why
+        raise UsageError(f"cannot listen on {where} ({why})") from why
+
+
+def _own_addresses() -> list[str]:
+    """This machine's addresses: the one the default route would use, then loopback."""
+    found: list[str] = []
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Connecting a UDP socket sends nothing; it only asks the kernel which address it would send from.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((probe, 9))
+            found.append(str(sock.getsockname()[0]))
+    return [*found, "127.0.0.1"]

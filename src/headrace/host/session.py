@@ -1,0 +1,153 @@
+"""One connection to the host: TLS, handshake, requests, goodbye. Runs on a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError, WrongCodeError
+from headrace.host.guesses import GuessLimit
+from headrace.host.requests import RequestHandler
+from headrace.protocol.codes import Code
+from headrace.protocol.messages import ROLE_CONTROL, Goodbye
+from headrace.protocol.session import Agreed, HostHandshake, Versions, error_message
+from headrace.storage.manifest import HashCache
+from headrace.storage.tree import SharedTree
+from headrace.transport.framed import MessageStream
+from headrace.transport.identity import Identity
+from headrace.transport.tcp import TlsStream
+from headrace.transport.trust import Peers
+
+log = logging.getLogger("headrace.host")
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What every session of one share has in common. Thread-safe."""
+
+    tree: SharedTree
+    code: Code
+    identity: Identity
+    peers: Peers
+    guesses: GuessLimit
+    agent: str
+    versions: Versions = Versions()
+    hashes: HashCache = field(default_factory=HashCache)
+    on_event: Callable[[Event], None] = lambda event: None
+
+
+class _Policy:
+    """The share's policy as one connection's handshake sees it. Implements protocol.session.HostPolicy."""
+
+    def __init__(self, share: Share, address: str) -> None:
+        self._share = share
+        self._address = address
+
+    def locked_for(self) -> float:
+        return self._share.guesses.locked_for(self._address)
+
+    def guess_started(self) -> None:
+        self._share.guesses.guess_started(self._address)
+
+    def guess_right(self) -> None:
+        self._share.guesses.guess_right(self._address)
+
+    def credential(self, peer: bytes) -> bytes | None:
+        return self._share.peers.credential(peer, self._share.code)
+
+    def remember(self, peer: bytes, credential: bytes, agent: str) -> None:
+        share = self._share
+        share.peers.add(peer, credential, share.code, share.identity.fingerprint, f"{agent} from {self._address}")
+
+
+def serve(stream: TlsStream, share: Share, address: str) -> None:
+    """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
+    messages = MessageStream(stream)
+    try:
+        stream.set_timeout(HANDSHAKE_TIMEOUT)
+        stream.handshake(HANDSHAKE_TIMEOUT)
+        agreed = _handshake(messages, share, address)
+        stream.set_timeout(None)
+        _requests(messages, share, agreed, address)
+    except (ssl.SSLError, OSError) as why:
+        log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
+    except ConnectionLostError as why:
+        log.debug("connection to %s ended: %s", address, why.message)
+    except HeadraceError as why:
+        _tell(messages, why)
+        _report(share, why, address)
+    finally:
+        stream.close()
+
+
+def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
+    handshake = HostHandshake(
+        code=share.code,
+        fingerprint=share.identity.fingerprint,
+        policy=_Policy(share, address),
+        entropy=os.urandom,
+        name=share.tree.name,
+        versions=share.versions,
+        agent=share.agent,
+    )
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+    while handshake.agreed is None:
+        if time.monotonic() > deadline:
+            raise ConnectionLostError("the handshake took too long")
+        message, payload = messages.expect()
+        if payload:
+            raise ProtocolError("a payload in the handshake")
+        messages.send_all(handshake.receive(message))
+    messages.enter_session()
+    return handshake.agreed
+
+
+def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: str) -> None:
+    peer = {"peer": agreed.peer.hex()[:8], "address": address}
+    if agreed.role == ROLE_CONTROL:
+        share.on_event(
+            {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
+        )
+    handler = RequestHandler(share.tree, share.hashes, messages, agreed.version)
+    started = time.monotonic()
+    try:
+        while True:
+            received = messages.receive()
+            if received is None or isinstance(received[0], Goodbye):
+                return
+            request, payload = received
+            if payload:
+                raise ProtocolError("a request with a payload")
+            handler.handle(request)
+    finally:
+        handler.close()
+        seconds = time.monotonic() - started
+        if handler.served.bytes:
+            share.on_event({"event": "transfer", "bytes": handler.served.bytes, "seconds": round(seconds, 3), **peer})
+        if agreed.role == ROLE_CONTROL:
+            share.on_event(
+                {"event": "peer", "state": "gone", "agent": agreed.agent, "protocol": agreed.version, **peer}
+            )
+
+
+def _tell(messages: MessageStream, error: HeadraceError) -> None:
+    with contextlib.suppress(ConnectionLostError, ssl.SSLError, OSError):
+        messages.stream.set_timeout(HANDSHAKE_TIMEOUT)
+        messages.send(error_message(error))
+
+
+def _report(share: Share, error: HeadraceError, address: str) -> None:
+    if isinstance(error, WrongCodeError):
+        log.warning("wrong code from %s (%d so far)", address, share.guesses.wrong_total)
+    else:
+        log.info("refused %s: %s", address, error.message)
+    share.on_event({"event": "error", "code": error.code, "message": error.message, "address": address})

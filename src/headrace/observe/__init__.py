@@ -1,0 +1,4 @@
+"""How a running headrace can be watched. A leaf: anyone may use it, and it costs next to nothing when it is off.
+
+`logs` where the loggers below `headrace` write to, and how it reads.
+"""

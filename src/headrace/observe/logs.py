@@ -1,0 +1,95 @@
+"""Logs on standard error: lines for people, or JSON for programs.
+
+Modules log to `logging.getLogger("headrace.…")`; only a command (never the library) calls `setup`. Standard error is
+looked up at each record, so that a progress line can stand in front of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from headrace.errors import printable
+
+ROOT: Final = "headrace"
+MAX_MESSAGE: Final = 2000  # characters of one message; what a peer sent may be in it
+_LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def level_for(verbosity: int, *, quiet: bool = False) -> int:
+    """The level of `-v` given `verbosity` times, or of `-q`."""
+    return logging.ERROR if quiet else _LEVELS[min(verbosity, len(_LEVELS) - 1)]
+
+
+def setup(verbosity: int = 0, *, json: bool = False, quiet: bool = False) -> None:
+    """Sends everything below the `headrace` logger to standard error. May be called again.
+
+    verbosity: 0 warnings, 1 information, 2 debug with tracebacks. quiet: errors only.
+    """
+    logger = logging.getLogger(ROOT)
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+    handler = _StderrHandler()
+    handler.setFormatter(JsonFormatter() if json else HumanFormatter(details=verbosity >= 2))
+    logger.addHandler(handler)
+    logger.setLevel(level_for(verbosity, quiet=quiet))
+    logger.propagate = False
+
+
+class HumanFormatter(logging.Formatter):
+    """`14:03:22 warning: MESSAGE`. details: also milliseconds, the logger, the thread and tracebacks."""
+
+    def __init__(self, *, details: bool = False) -> None:
+        super().__init__()
+        self._details = details
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = printable(record.getMessage(), MAX_MESSAGE)
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        time = self.formatTime(record, "%H:%M:%S")
+        if not self._details:
+            return f"{time} {level}{message}{_cause(record)}"
+        where = f"{record.name.removeprefix(ROOT + '.')} [{record.threadName}]"
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"{time}.{int(record.msecs):03d} {where} {level}{message}{trace}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time (UTC, ISO 8601), level, logger, thread, message, and traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import json
+
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "thread": record.threadName,
+            "message": record.getMessage()[:MAX_MESSAGE],
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever `sys.stderr` is by then. A standard error that is gone loses the log, not the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except (TypeError, ValueError) as why:  # a logging call with the wrong arguments
+            line = f"a log line could not be formatted: {why}"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+def _cause(record: logging.LogRecord) -> str:
+    if not record.exc_info or record.exc_info[1] is None:
+        return ""
+    why = record.exc_info[1]
+    return f" ({type(why).__name__}: {printable(str(why))})"

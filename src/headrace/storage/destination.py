@@ -1,0 +1,212 @@
+"""The receiver's folder. Everything happens below one descriptor, one component at a time, following no symlink.
+
+So nothing that a host names can be outside, whatever lies in the folder already or is put there meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, Self
+
+from headrace.errors import DestinationExistsError, HeadraceError, LocalDiskError, NotFoundError, ProtocolError
+from headrace.protocol.paths import MAX_NAME, RelPath
+from headrace.storage.dirs import DirCache, raise_in_the_way
+from headrace.storage.inflight import cut, is_inflight_name, part_names
+from headrace.storage.oserrors import label, local_error, local_errors
+from headrace.storage.partial import Partial, forget_leftover, write_whole
+from headrace.storage.rawio import stamp
+
+_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
+_MAX_COPIES: Final = 9999
+
+
+class Destination:
+    """Thread-safe. A context manager; close it when nobody uses it any more.
+
+    All methods raise LocalDiskError, and DestinationExistsError when a symlink or a file is where a folder belongs.
+    Paths name something below the root unless said otherwise; the root itself is a ValueError then.
+    """
+
+    def __init__(self, root_fd: int) -> None:
+        """Takes `root_fd` over."""
+        self._dirs = DirCache(root_fd)
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], create: bool) -> Self:
+        """The folder `root`, which may be reached through symlinks: that is the user's own choice.
+
+        create: make it, and those above it, if missing; else NotFoundError. DestinationExistsError: it is no folder.
+        """
+        try:
+            if create:
+                os.makedirs(root, exist_ok=True)
+            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except (FileExistsError, NotADirectoryError) as why:
+            raise DestinationExistsError(f"{label(root)}, or something above it, is not a folder") from why
+        except FileNotFoundError as why:
+            if create:
+                raise local_error(why, f"make the folder {label(root)}") from why
+            raise NotFoundError(f"there is no folder {label(root)} here", hint="Check the path.") from why
+        except OSError as why:
+            raise local_error(why, f"open the folder {label(root)}") from why
+
+    def close(self) -> None:
+        self._dirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def lstat(self, path: RelPath) -> os.stat_result | None:
+        """What is at `path` (the root included), symlinks not followed; None if nothing. Changes nothing."""
+        with local_errors("look at", path):
+            try:
+                with self._dirs.open(path.parent, make=False) as fd:
+                    if not path:
+                        return os.fstat(fd)
+                    try:
+                        return os.stat(path.name, dir_fd=fd, follow_symlinks=False)
+                    except FileNotFoundError:
+                        if os.fstat(fd).st_nlink:
+                            return None
+                        raise  # the folder itself is gone: let the cache know
+            except FileNotFoundError:
+                return None
+
+    @contextlib.contextmanager
+    def parent(self, path: RelPath) -> Iterator[int]:
+        """The descriptor of the folder that `path` is in, valid inside the `with`. Missing folders are made.
+
+        They get the permissions that the umask leaves, at least u+rwx.
+        """
+        if not path:
+            raise ValueError("the destination itself has no folder here")
+        if any(map(is_inflight_name, path.parts)):
+            # A host that sent those could pass off bytes of its choice as verified.
+            raise DestinationExistsError(f"{label(path)} is a name that headrace keeps for files in flight", hint="")
+        with self._dirs.open(path.parent, make=True) as fd:
+            yield fd
+
+    def make_dir(self, path: RelPath) -> None:
+        """Makes the folder `path` and those above it, if missing; the root is there."""
+        if path:
+            with self.parent(path), self._dirs.open(path, make=True):
+                pass
+
+    def open_read(self, path: RelPath) -> int:
+        """A descriptor for reading the regular file at `path`, which the caller closes. LocalDiskError: it is none."""
+        with local_errors("read", path), self._dirs.open(path.parent, make=False) as above:
+            fd = os.open(path.name, _FILE_FLAGS, dir_fd=above)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise LocalDiskError(f"{label(path)} is not a file", hint="Move it away or choose another place.")
+            return fd
+
+    def partial(self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool) -> Partial:
+        """The file in flight for `path`: see Partial.open. It outlives this object's descriptors."""
+        with self.parent(path) as fd:
+            return Partial.open(fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse)
+
+    def forget_partial(self, path: RelPath) -> None:
+        """Removes what an earlier run left in flight for `path`, if it can; not what another headrace is writing.
+
+        Raises nothing: it is tidying up.
+        """
+        with contextlib.suppress(OSError, HeadraceError), self._dirs.open(path.parent, make=False) as fd:
+            forget_leftover(fd, path.name)
+
+    def write_whole(
+        self,
+        path: RelPath,
+        data: bytes | memoryview,
+        *,
+        mode: int,
+        mtime_ns: int,
+        replace: bool,
+        sparse: bool = False,
+    ) -> None:
+        """Writes a small file in one go: see partial.write_whole."""
+        with self.parent(path) as fd:
+            write_whole(fd, path.name, data, mode=mode, mtime_ns=mtime_ns, replace=replace, sparse=sparse)
+
+    def symlink(self, path: RelPath, target: bytes, *, replace: bool, mtime_ns: int) -> None:
+        """A symlink at `path`. Whether the target is acceptable is the caller's to decide.
+
+        An identical one may be there; anything else is DestinationExistsError unless `replace` (and for a folder
+        always). Replacing is one step: there is always either the old or the new one. ProtocolError for a target that
+        no symlink can have.
+        """
+        if b"\0" in target or not target:
+            raise ProtocolError(f"{label(path)} has a target that no symlink can have")
+        with self.parent(path) as fd, local_errors("make the symlink", path):
+            try:
+                os.symlink(target, path.name, dir_fd=fd)
+            except FileExistsError as why:
+                if _link_at(fd, path.name) != target:
+                    if not replace:
+                        raise DestinationExistsError(f"there is already a {label(path)}") from why
+                    _replace_link(fd, path, target)
+            with contextlib.suppress(OSError, NotImplementedError, OverflowError):  # nice to have
+                os.utime(path.name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
+
+    def set_times_and_mode(self, path: RelPath, *, mode: int, mtime_ns: int) -> None:
+        """Permissions (0o777 of them at most) and time of a folder, the root included, or of a file that is there.
+
+        Raises NotFoundError when it is not.
+        """
+        try:
+            with local_errors("set permissions and time of", path), self._dirs.open(path.parent, make=False) as above:
+                fd = os.open(path.name or b".", _FILE_FLAGS, dir_fd=above)
+                try:
+                    stamp(fd, mode, mtime_ns)
+                finally:
+                    os.close(fd)
+        except LocalDiskError as why:
+            if isinstance(why.__cause__, FileNotFoundError):
+                raise NotFoundError(f"there is no {label(path)} here any more", hint="") from why.__cause__
+            raise
+
+    def free_name(self, path: RelPath) -> RelPath:
+        """`path` if nothing is there, else the first of `NAME (1).ext`, `NAME (2).ext`, … that is free now."""
+        if self.lstat(path) is None:
+            return path
+        dot = path.name.rfind(b".")
+        if dot <= 0 or len(path.name) - dot > _MAX_EXTENSION:
+            dot = len(path.name)
+        stem, extension = path.name[:dot], path.name[dot:]
+        for number in range(1, _MAX_COPIES + 1):
+            ending = b" (%d)" % number + extension
+            candidate = path.parent / (cut(stem, MAX_NAME - len(ending)) + ending)
+            if self.lstat(candidate) is None:
+                return candidate
+        raise DestinationExistsError(f"there are already {_MAX_COPIES} copies of {label(path)}")
+
+
+def _link_at(fd: int, name: bytes) -> bytes | None:
+    try:
+        return os.readlink(name, dir_fd=fd)
+    except OSError:
+        return None
+
+
+def _replace_link(fd: int, path: RelPath, target: bytes) -> None:
+    temporary = part_names(path.name)[0]
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=fd)
+    os.symlink(target, temporary, dir_fd=fd)
+    try:
+        os.rename(temporary, path.name, src_dir_fd=fd, dst_dir_fd=fd)
+    except OSError as why:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=fd)
+        if why.errno == errno.EISDIR:
+            raise DestinationExistsError(f"a folder is in the way of {label(path)}") from why
+        raise_in_the_way(why, path)
+        raise

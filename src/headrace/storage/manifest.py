@@ -1,0 +1,96 @@
+"""The hashes of a file's chunks: computed as they are asked for, and remembered while the file stays the same."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, MAX_HASHES
+from headrace.storage.chunks import ZERO_HASH, chunk_count, chunk_range, hash_bytes
+from headrace.storage.source import SourceFile
+
+MAX_CACHED: Final = 1_000_000  # hashes: 32 MB, and so 4 TB of files
+_FILE_COST: Final = 8  # what a file's place in the cache weighs, in hashes
+_UNKNOWN: Final = bytes(HASH_SIZE)
+
+# The first part comes early, so that chunks flow while the rest is hashed; later ones are larger: fewer messages.
+FIRST_PART: Final = 4
+NEXT_PART: Final = 64
+
+
+class HashCache:
+    """Chunk hashes by version token. Thread-safe, bounded: the least recently used file is forgotten whole.
+
+    max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
+    """
+
+    def __init__(self, max_hashes: int = MAX_CACHED) -> None:
+        self._max = max_hashes
+        self._weight = 0
+        # One bytearray a file: as objects of their own the hashes would take five times the memory.
+        self._files: OrderedDict[bytes, bytearray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, version: bytes, index: int) -> bytes | None:
+        """The hash of that chunk, or None when it is not known."""
+        with self._lock:
+            hashes = self._files.get(version)
+            if hashes is None:
+                return None
+            self._files.move_to_end(version)
+            found = bytes(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
+        return found if found and found != _UNKNOWN else None
+
+    def put(self, version: bytes, size: int, index: int, hash: bytes) -> None:
+        """Remembers the hash of chunk `index` of a file of `size` bytes. ValueError when it has no such chunk."""
+        if not 0 <= index < chunk_count(size) or len(hash) != HASH_SIZE:
+            raise ValueError("no such chunk, or no hash")
+        if index + _FILE_COST >= self._max:
+            return
+        with self._lock:
+            hashes = self._files.get(version)
+            if hashes is None:
+                hashes = self._files[version] = bytearray()
+                self._weight += _FILE_COST
+            self._files.move_to_end(version)
+            missing = index + 1 - len(hashes) // HASH_SIZE
+            if missing > 0:
+                hashes.extend(bytes(missing * HASH_SIZE))
+                self._weight += missing
+            hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE] = hash
+            while self._weight > self._max:
+                _, dropped = self._files.popitem(last=False)
+                self._weight -= _FILE_COST + len(dropped) // HASH_SIZE
+
+
+def manifest(source: SourceFile, size: int, cache: HashCache) -> Iterator[tuple[int, list[bytes]]]:
+    """The hashes of all chunks in order, as parts (index of the first, hashes), while hashing goes on.
+
+    size: bytes, the source's. Known hashes are not computed again and holes are not read. Raises what
+    SourceFile.read_into raises. An empty file gives nothing.
+    """
+    buffer = memoryview(bytearray())
+    part: list[bytes] = []
+    first = computed = 0
+    limit = FIRST_PART
+    for index in range(chunk_count(size)):
+        known = cache.get(source.version, index)
+        if known is None:
+            offset, length = chunk_range(size, index)
+            if source.sparse and source.is_hole(offset, length):
+                known = ZERO_HASH(length)
+            else:
+                if not buffer:
+                    buffer = memoryview(bytearray(min(size, CHUNK_SIZE)))
+                source.read_into(buffer[:length], offset)
+                known = hash_bytes(buffer[:length])
+            cache.put(source.version, source.size, index, known)
+            computed += 1
+        part.append(known)
+        if computed >= limit or len(part) >= MAX_HASHES:
+            yield first, part
+            first, part, computed, limit = index + 1, [], 0, NEXT_PART
+    if part:
+        yield first, part

@@ -1,0 +1,361 @@
+"""The receiver's file in flight: a part file and a journal beside its destination, renamed into place when whole.
+
+A record is written to the journal after the bytes it speaks of, so after a kill (-9 included) everything the journal
+says is true: the page cache outlives the process. It does not outlive the machine, so the journal carries the boot id,
+and under another one every chunk is hashed again before it counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from typing import Final, Self
+
+from headrace.errors import DestinationExistsError, LocalDiskError
+from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, VERSION_SIZE
+from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
+from headrace.storage.inflight import is_inflight_name, part_names
+from headrace.storage.journal import NO_BOOT, Header, Journal, Record, boot_mark, current_boot_id, open_regular
+from headrace.storage.libc import preallocate, punch_hole, rename_noreplace
+from headrace.storage.oserrors import label, local_errors
+from headrace.storage.rawio import pread_all, pwrite_all, stamp, write_sparse, write_zeros
+
+__all__ = ["Partial", "forget_leftover", "is_inflight_name", "part_names", "write_whole"]
+
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ATTEMPTS: Final = 5  # at opening a part file that others keep renaming away
+_IN_THE_WAY: Final = frozenset({errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
+
+
+class Partial:
+    """A file of several chunks in flight.
+
+    `write`, `write_zeros`, `adopt` and `commit` may be called by several threads, one chunk being one thread's at a
+    time. Everything else is for one thread, after the others have stopped. End it with exactly one of `finish`,
+    `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError.
+
+    size: bytes. verified: the chunks that are on disk, right. hashes: theirs. stale: chunks on disk that were right
+    for an older version of the source, with their hashes: `adopt` keeps those that still are.
+    """
+
+    def __init__(self, parent_fd: int, name: bytes, fd: int, journal: Journal, header: Header, sparse: bool) -> None:
+        self.size = header.size
+        self.verified: set[int] = set()
+        self.hashes: dict[int, bytes] = {}
+        self.stale: dict[int, bytes] = {}
+        self._count = chunk_count(header.size)
+        self._parent_fd = parent_fd
+        self._name = name
+        self._part, self._journal_name = part_names(name)
+        self._fd = fd
+        self._journal = journal
+        self._sparse = sparse
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        parent_fd: int,
+        name: bytes,
+        *,
+        size: int,
+        version: bytes,
+        mtime_ns: int,
+        sparse: bool,
+        boot_id: bytes | None = None,
+    ) -> Self:
+        """Opens what an earlier run left of `name` in the folder `parent_fd`, or starts anew; reserves the space.
+
+        size: bytes; version and mtime_ns: the source's. boot_id: for tests; otherwise the machine's own. `parent_fd`
+        stays the caller's. Raises LocalDiskError: no space (what is there stays for the next try), another headrace
+        is writing the same file, or something that is no regular file lies at the part file's name.
+        """
+        if len(version) > VERSION_SIZE:
+            raise ValueError("a version token too long")
+        boot = boot_mark(current_boot_id() if boot_id is None else boot_id)
+        header = Header(size, version, mtime_ns, boot)
+        part, journal_name = part_names(name)
+        with contextlib.ExitStack() as undo, local_errors("write", name):
+            parent = os.dup(parent_fd)
+            undo.callback(os.close, parent)
+            fd = _open_locked(parent, part, name)
+            undo.callback(os.close, fd)
+            journal = Journal.open(parent, journal_name)
+            undo.callback(journal.close)
+            partial = cls(parent, name, fd, journal, header, sparse)
+            partial._resume(header)
+            partial._reserve()
+            undo.pop_all()
+        return partial
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is verified."""
+        return len(self.verified) == self._count
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Writes `data`, a piece of one chunk, at `offset`. ValueError when it reaches past the end.
+
+        A piece of a verified chunk is dropped: its bytes are right, and a late duplicate must not touch them.
+        """
+        if self._touch(offset, len(data)):
+            return
+        with local_errors("write", self._name):
+            if self._sparse:
+                write_sparse(self._fd, memoryview(data), offset)
+            else:
+                pwrite_all(self._fd, data, offset)
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        """As `write` with `length` zeros, but what is a hole stays one."""
+        if self._touch(offset, length):
+            return
+        with local_errors("write", self._name):
+            write_zeros(self._fd, offset, length)
+
+    def commit(self, index: int, hash: bytes) -> None:
+        """Records that chunk `index` is written whole and has this hash, which the caller has verified."""
+        if not 0 <= index < self._count or len(hash) != HASH_SIZE:
+            raise ValueError("no such chunk, or no hash")
+        with self._lock, local_errors("write", self._name):
+            if index in self.verified:
+                return
+            self._journal.append(index, Record(hash))
+            self.stale.pop(index, None)
+            self.hashes[index] = hash
+            self.verified.add(index)
+
+    def adopt(self, index: int, hash: bytes) -> bool:
+        """Keeps a stale chunk if `hash`, the current version's, is the one it has; whether that was so."""
+        if self.stale.get(index) != hash:
+            return False
+        self.commit(index, hash)
+        return True
+
+    def finish(self, *, mode: int, mtime_ns: int, replace: bool) -> None:
+        """Gives the file its permissions (0o777 of them at most), its time and its name, in one step, and closes.
+
+        ValueError unless complete. DestinationExistsError when the name is taken and not `replace`, or is a folder's;
+        the part file and its journal stay then, and the Partial stays open.
+        """
+        if not self.complete:
+            raise ValueError("chunks are missing")
+        with local_errors("write", self._name):
+            stamp(self._fd, mode, mtime_ns)
+            # An fsync of the file (and, after the rename, of the folder) would go here.
+            _rename(self._parent_fd, self._part, self._name, replace=replace)
+        # After the rename: the other way round, a kill in between would leave a whole file that nothing vouches for.
+        _unlink_quietly(self._parent_fd, self._journal_name)
+        self.close()
+
+    def close(self) -> None:
+        """Closes; the part file and the journal stay for the next run."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        self._journal.close()
+        os.close(fd)
+        os.close(self._parent_fd)
+
+    def discard(self) -> None:
+        """Removes the part file and the journal, and closes."""
+        if self._fd < 0:
+            return
+        # The journal first: alone it is ignored, while a part file under a journal of something else is a risk.
+        _unlink_quietly(self._parent_fd, self._journal_name)
+        _unlink_quietly(self._parent_fd, self._part)
+        self.close()
+
+    def _touch(self, offset: int, length: int) -> bool:
+        """Checks a range about to be written; True when it is verified already."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError("a write outside of the file")
+        index = offset // CHUNK_SIZE
+        if length and (offset + length - 1) // CHUNK_SIZE != index:
+            raise ValueError("a write across chunks")
+        if index in self.verified:
+            return True
+        self.stale.pop(index, None)  # it is about to be something else
+        return False
+
+    def _resume(self, header: Header) -> None:
+        """Takes from the journal what is true of the part file, and makes both fit `header`."""
+        old = self._journal.header
+        on_disk = os.fstat(self._fd).st_size
+        if old is None or old.size != on_disk:
+            # No journal, or one of another part file. The journal first: a kill in between must not leave the old
+            # claims over a part file of the right size.
+            self._journal.start(header, {})
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, self.size)
+            return
+        # One chunk is as quickly hashed as trusted. And without a boot id nobody knows whether the power was lost.
+        trusted = old.boot == header.boot != NO_BOOT and self._count > 1
+        claims = self._journal.records
+        true = {index: claim for index, claim in claims.items() if self._holds(index, claim, old, trusted)}
+        if old.same_source(header):
+            self.hashes = {index: claim.hash for index, claim in true.items() if not claim.stale}
+            self.verified = set(self.hashes)
+            self.stale = {index: claim.hash for index, claim in true.items() if claim.stale}
+            if old.boot != header.boot or len(true) < len(claims):
+                self._journal.start(header, true)
+            return
+        self.stale = {index: claim.hash for index, claim in true.items() if self._same_range(index, old)}
+        self._journal.start(header, {index: Record(digest, stale=True) for index, digest in self.stale.items()})
+        os.ftruncate(self._fd, self.size)
+
+    def _same_range(self, index: int, old: Header) -> bool:
+        return index < self._count and chunk_range(self.size, index) == chunk_range(old.size, index)
+
+    def _holds(self, index: int, claim: Record, old: Header, trusted: bool) -> bool:
+        """Whether the part file really has what the journal claims; the disk is asked unless the claim is trusted."""
+        if trusted and not claim.stale:
+            return True
+        offset, length = chunk_range(old.size, index)
+        buffer = memoryview(bytearray(length))
+        try:
+            return pread_all(self._fd, buffer, offset) == length and hash_bytes(buffer) == claim.hash
+        except OSError:
+            return False  # a block that cannot be read is fetched again
+
+    def _reserve(self) -> None:
+        """Reserves the disk space, so that a full disk shows now; for sparse files there is nothing to reserve.
+
+        Writing into reserved space is also up to eight times faster than growing the file.
+        """
+        st = os.fstat(self._fd)
+        if self._sparse or st.st_blocks * 512 >= self.size:
+            return
+        try:
+            preallocate(self._fd, self.size)
+        except OSError:
+            # What was reserved before the disk was full would keep it full, with nothing in it.
+            for index in range(self._count):
+                if index not in self.verified and index not in self.stale:
+                    punch_hole(self._fd, *chunk_range(self.size, index))
+            raise
+
+
+def write_whole(
+    parent_fd: int,
+    name: bytes,
+    data: bytes | memoryview,
+    *,
+    mode: int,
+    mtime_ns: int,
+    replace: bool,
+    sparse: bool = False,
+) -> None:
+    """Writes a small file at once: part file, permissions and time, rename. As few system calls as that takes, so no
+    lock, journal or reserved space. What is left of a part file is removed on failure.
+
+    Raises LocalDiskError; DestinationExistsError when the name is taken and not `replace`, or is a folder's.
+    """
+    part = part_names(name)[0]
+    with local_errors("write", name):
+        try:
+            fd = os.open(part, _NEW_FLAGS, 0o600, dir_fd=parent_fd)
+        except FileExistsError:
+            forget_leftover(parent_fd, name)
+            fd = os.open(part, _NEW_FLAGS, 0o600, dir_fd=parent_fd)
+        try:
+            try:
+                if sparse:
+                    os.ftruncate(fd, len(data))
+                    write_sparse(fd, memoryview(data), 0)
+                else:
+                    pwrite_all(fd, data, 0)
+                stamp(fd, mode, mtime_ns)
+            finally:
+                os.close(fd)
+            _rename(parent_fd, part, name, replace=replace)
+        except BaseException:
+            _unlink_quietly(parent_fd, part)
+            raise
+
+
+def _open_locked(parent_fd: int, part: bytes, name: bytes) -> int:
+    """The part file, opened and locked by us alone."""
+    for _ in range(_ATTEMPTS):
+        fd, st = open_regular(parent_fd, part, _FLAGS)
+        try:
+            _lock(fd, name)
+            # Between the open and the lock its last owner may have renamed it into place, or removed it: then what we
+            # hold is somebody's finished file. And one with a second name (a snapshot made of hard links) is not ours
+            # alone to write to.
+            if st.st_nlink > 1:
+                os.unlink(part, dir_fd=parent_fd)
+            elif _is_still(parent_fd, part, st):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise _busy(name)
+
+
+def _is_still(parent_fd: int, name: bytes, st: os.stat_result) -> bool:
+    try:
+        now = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(now, st)
+
+
+def _lock(fd: int, name: bytes) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as why:
+        raise _busy(name) from why
+    except OSError as why:
+        # Some network file systems have no locks; without, it is as with every other program.
+        if why.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def _busy(name: bytes) -> LocalDiskError:
+    return LocalDiskError(
+        f"another headrace is writing {label(name)}",
+        hint="Wait until it is done or stop it, then run the same command again.",
+    )
+
+
+def forget_leftover(parent_fd: int, name: bytes) -> None:
+    """Removes the part file and the journal that an earlier run left of `name`, if any.
+
+    Raises LocalDiskError when another headrace is writing them, or what is there is no regular file.
+    """
+    part, journal = part_names(name)
+    try:
+        os.stat(part, dir_fd=parent_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        _unlink_quietly(parent_fd, journal)
+        return
+    fd = _open_locked(parent_fd, part, name)
+    try:
+        _unlink_quietly(parent_fd, journal)
+        _unlink_quietly(parent_fd, part)
+    finally:
+        os.close(fd)
+
+
+def _rename(parent_fd: int, part: bytes, name: bytes, *, replace: bool) -> None:
+    try:
+        if replace:
+            os.rename(part, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        else:
+            rename_noreplace(parent_fd, part, name)
+    except OSError as why:
+        if why.errno not in _IN_THE_WAY:
+            raise
+        what = "a folder is in the way of" if replace else "there is already a"
+        raise DestinationExistsError(f"{what} {label(name)}") from why
+
+
+def _unlink_quietly(parent_fd: int, name: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=parent_fd)

@@ -1,0 +1,48 @@
+"""The face that every transport shows. `tcp` implements it; QUIC will."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Stream(Protocol):
+    """Bytes both ways, in order. One owner thread at a time; only `abort` may be called by another.
+
+    Every method that waits gives up after the stream's timeout without progress. Failures are ConnectionLostError.
+    """
+
+    bytes_in: int  # bytes that arrived on the wire, encryption included
+    bytes_out: int
+
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Blocks until all parts were handed to the transport. The caller may reuse the buffers afterwards."""
+
+    def recv_into(self, into: memoryview) -> int:
+        """Blocks until there are bytes; how many were put into `into`. 0: the peer closed the stream in order."""
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """The longest wait without progress; None waits for ever (a dead peer is still found by keep-alive)."""
+
+    def rtt(self) -> float | None:
+        """The transport's current estimate of the round-trip time in seconds, where it has one."""
+
+    def close(self) -> None:
+        """Orderly: tells the peer, then frees everything. May be called again."""
+
+    def abort(self) -> None:
+        """From any thread: makes the owner's pending and later calls fail at once. The owner still closes."""
+
+
+class Connection(Protocol):
+    """One peer, any number of streams. Thread-safe."""
+
+    transport: str  # "tcp" or "quic"
+    fingerprint: bytes  # SHA-256 of the certificate that the peer proved to own
+    address: tuple[str, int]
+    authenticates_streams: bool  # False: each new stream repeats the handshake of protocol.session
+
+    def open_stream(self) -> Stream:
+        """A new stream to the same peer. Raises UnreachableError, CertificateChangedError."""
+
+    def abort(self) -> None:
+        """Aborts every stream that this connection opened."""

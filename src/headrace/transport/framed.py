@@ -1,0 +1,108 @@
+"""Messages over a Stream: the sans-IO codec meets the wire."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from headrace.errors import ConnectionLostError, ProtocolError
+from headrace.protocol.frames import (
+    HANDSHAKE_LIMITS,
+    SESSION_LIMITS,
+    FrameDecoder,
+    FrameTooLargeError,
+    Head,
+    Limits,
+    MalformedMessageError,
+    encode_frame,
+)
+from headrace.protocol.messages import Message
+from headrace.transport.base import Stream
+
+PIECE: Final = 256 * 1024  # bytes; what a payload is read, hashed and written in, so that it stays in the L2 cache
+
+
+class MessageStream:
+    """A Stream that speaks frames. One owner thread at a time; only `abort` may be called by another."""
+
+    def __init__(self, stream: Stream, limits: Limits = HANDSHAKE_LIMITS) -> None:
+        self.stream = stream
+        self._decoder = FrameDecoder(limits)
+        self._scratch = memoryview(bytearray(4096))
+
+    def enter_session(self) -> None:
+        """The handshake is over: from here on the larger limits hold."""
+        self._decoder.limits = SESSION_LIMITS
+
+    @property
+    def unknown_messages(self) -> int:
+        return self._decoder.unknown_messages
+
+    def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """Sends one frame. Blocks; the payload may be reused afterwards."""
+        head = encode_frame(message, len(payload))
+        if len(payload):
+            self.stream.send(head, payload)
+        else:
+            self.stream.send(head)
+
+    def send_all(self, messages: list[Message]) -> None:
+        """Sends frames without payload, in one go."""
+        if messages:
+            self.stream.send(b"".join(encode_frame(message) for message in messages))
+
+    def receive(self) -> tuple[Message, int] | None:
+        """The next message and the length of its payload in bytes; messages of unknown type are skipped.
+
+        None: the peer closed the stream in order. The payload must be read or skipped before the next call.
+        Raises ProtocolError, ConnectionLostError.
+        """
+        while True:
+            head = self._next_head()
+            if head is None:
+                return None
+            if head.message is not None:
+                return head.message, head.payload_length
+
+    def expect(self) -> tuple[Message, int]:
+        """As `receive`, where the peer may not close: ConnectionLostError when it does."""
+        received = self.receive()
+        if received is None:
+            raise ConnectionLostError("the other side closed the connection")
+        return received
+
+    def _next_head(self) -> Head | None:
+        decoder = self._decoder
+        try:
+            while (head := decoder.next_head()) is None:
+                missing = decoder.missing()
+                if missing > len(self._scratch):
+                    self._scratch = memoryview(bytearray(missing))
+                count = self.stream.recv_into(self._scratch[:missing])
+                if not count:
+                    if decoder.idle:
+                        return None
+                    raise ConnectionLostError("the connection ended in the middle of a message")
+                decoder.feed(self._scratch[:count])
+        except (FrameTooLargeError, MalformedMessageError) as why:
+            raise ProtocolError(f"the other side sent {why}") from why
+        return head
+
+    def read_payload(self, into: memoryview) -> None:
+        """Fills `into` with the next payload bytes. Raises ConnectionLostError."""
+        position = self._decoder.take_payload(into)
+        while position < len(into):
+            count = self.stream.recv_into(into[position:])
+            if not count:
+                raise ConnectionLostError("the connection ended in the middle of a payload")
+            self._decoder.payload_taken_elsewhere(count)
+            position += count
+
+    def skip_payload(self) -> None:
+        """Drops the rest of the payload as it arrives."""
+        self._decoder.skip_payload()
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def abort(self) -> None:
+        self.stream.abort()
