@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.protocol.codes import ALPHABET, GROUP, MAX_CODE, MIN_SECRET, SECRET_GROUPS, BadCodeError, Code
@@ -15,6 +15,7 @@ plain_codes = st.text(ALPHABET, min_size=GROUP + MIN_SECRET, max_size=MAX_CODE)
 spelled = {"0": "0oO", "1": "1iIlL"}
 
 
+@settings(max_examples=40)
 @given(plain=plain_codes, data=st.data())
 def test_any_spelling_of_a_code_is_that_code(plain: str, data: st.DataObject) -> None:
     typed = ""

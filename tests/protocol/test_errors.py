@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace import errors
@@ -55,6 +55,8 @@ def test_what_goes_along_with_the_sentence() -> None:
     assert (error_message(error).retry_after, error_message(error).versions) == (2.5, (7, 8))
 
 
+@example(code="locked", text="...")
+@example(code="", text="")
 @given(code=st.text(max_size=20), text=st.text(max_size=500))
 def test_errors_from_a_peer_are_safe_to_show(code: str, text: str) -> None:
     error = from_wire(code, text)

@@ -147,7 +147,7 @@ readers = pytest.mark.parametrize("read", [read_fed, read_directly, read_ahead],
 
 
 @readers
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sent=frames, room=st.integers(1, 700), data=st.data())
 def test_any_split_gives_the_same_frames(
     read: Callable[[Wire, FrameDecoder, int], Received], sent: list[Sent], room: int, data: st.DataObject
@@ -161,7 +161,7 @@ def test_any_split_gives_the_same_frames(
     assert decoder.buffered == decoder.payload_left == 0
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sent=frames, data=st.data())
 def test_skipped_payloads_do_not_disturb_what_follows(sent: list[Sent], data: st.DataObject) -> None:
     wire = Wire(strategies.split(data, b"".join(frame.raw for frame in sent)))

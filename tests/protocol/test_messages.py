@@ -74,7 +74,7 @@ def test_round_trip(cls: type[Message], data: st.DataObject) -> None:
     assert BY_TYPE[fields(header)["type"]] is cls
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(message=strategies.messages, data=st.data())
 def test_unknown_fields_are_skipped_in_any_order(message: Message, data: st.DataObject) -> None:
     known = fields(encode(message))
@@ -111,7 +111,7 @@ def test_fields_with_a_default_may_be_absent_and_others_not(cls: type[Message], 
             assert getattr(decode(without), field.name) == field.default
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(message=strategies.messages, data=st.data())
 def test_mistyped_fields_are_malformed_at_worst(message: Message, data: st.DataObject) -> None:
     header = fields(encode(message))

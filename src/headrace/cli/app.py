@@ -16,7 +16,7 @@ import click
 from headrace._version import __version__
 from headrace.cli import output, signals
 from headrace.cli.options import Common
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, UsageError
 
 PROGRAM: Final = "headrace"
 COMPLETION_VARIABLE: Final = "_HEADRACE_COMPLETE"  # what click's completion scripts set
@@ -66,10 +66,15 @@ class Commands(click.Group):
             )
 
 
-@click.command(PROGRAM, cls=Commands, epilog="headrace COMMAND --help says more.")
+@click.group(PROGRAM, cls=Commands, invoke_without_command=True, epilog="headrace COMMAND --help says more.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def headrace() -> None:
+@click.pass_context
+def headrace(context: click.Context) -> int:
     """Share a folder, and list it or copy from it elsewhere, with nothing between but a short code."""
+    if context.invoked_subcommand is None:
+        output.note_all(context.get_help())
+        return UsageError.exit_code
+    return 0
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -129,9 +134,6 @@ def _failed(why: HeadraceError, common: Common) -> int:
 
 
 def _usage(why: click.ClickException) -> int:
-    if isinstance(why, click.exceptions.NoArgsIsHelpError):
-        why.show()
-        return why.exit_code
     context = why.ctx if isinstance(why, click.UsageError) else None
     where = context.command_path if context else PROGRAM
     message = why.format_message()

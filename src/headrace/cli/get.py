@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -180,6 +181,8 @@ class _Json(_Show):
         self._events.emit(progress_event(view))
         figures = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "error"}
         self._events.emit({"event": "done", **figures})
+        if result.error:
+            output.say(str(result.error))
 
 
 class _Human(_Show):
@@ -192,7 +195,7 @@ class _Human(_Show):
         self._counts: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
         self.line: output.ProgressLine | None = None
-        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if not quiet and output.stderr_is_terminal() and os.environ.get("TERM") != "dumb":
             self.line = output.ProgressLine(sys.stderr)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -253,7 +256,7 @@ def _complaint(event: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _progress_line(show: _Show) -> Any:
+def _progress_line(show: _Show) -> Iterator[None]:
     """While it stands at the bottom of the terminal, everything else for standard error goes above it."""
     line = show.line if isinstance(show, _Human) else None
     if line is None:

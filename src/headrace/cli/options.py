@@ -54,7 +54,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class Patterns(click.ParamType[str]):
+class Patterns(click.types.StringParamType):
     """A gitignore pattern. In the environment variable there may be several, one a line."""
 
     name = "glob"
@@ -63,7 +63,7 @@ class Patterns(click.ParamType[str]):
         return [line for line in rv.splitlines() if line]
 
 
-class Transport(click.Choice[str]):
+class Transport(click.Choice):  # type: ignore[type-arg]  # no generic before click 8.2
     """auto or tcp, and a clear word on the one that is still to come."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -26,7 +26,9 @@ class ReaderGoneError(Exception):
 def write(data: bytes | memoryview) -> None:
     """All of `data` to standard output. Raises ReaderGoneError, LocalDiskError."""
     with _standard_output():
-        _binary().write(data)
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        sys.stdout.buffer.write(data)
 
 
 def write_text(text: str) -> None:
@@ -36,13 +38,19 @@ def write_text(text: str) -> None:
 
 def flush() -> None:
     """Raises ReaderGoneError, LocalDiskError."""
-    with _standard_output():
-        _binary().flush()
+    if sys.stdout is not None:
+        with _standard_output():
+            sys.stdout.buffer.flush()
 
 
 def to_terminal() -> bool:
     """Whether standard output is a terminal, on which names must not move the cursor."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def stderr_is_terminal() -> bool:
+    """Whether somebody watches standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(message: str) -> None:
@@ -56,6 +64,13 @@ def note(message: str) -> None:
     """One line on standard error that is no complaint."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{printable(message, MAX_MESSAGE)}\n")
+        sys.stderr.flush()
+
+
+def note_all(text: str) -> None:
+    """Lines of our own on standard error."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
@@ -174,7 +189,3 @@ def _standard_output() -> Iterator[None]:
     except OSError as why:
         hint = "Check the free space and permissions of where it goes."
         raise LocalDiskError(f"standard output cannot be written ({why.strerror or why})", hint=hint) from why
-
-
-def _binary() -> Any:
-    return sys.stdout.buffer

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from headrace.cli.options import Common
+from headrace.cli.output import stderr_is_terminal
 from headrace.client.target import Target, parse_code
 from headrace.errors import UsageError
 from headrace.protocol.codes import Code
@@ -85,7 +86,7 @@ def _parsed(text: str, source: str) -> Code:
 
 
 def _ask(target: Target) -> str:
-    if not sys.stdin.isatty() or not sys.stderr.isatty():
+    if sys.stdin is None or not sys.stdin.isatty() or not stderr_is_terminal():
         raise UsageError(
             f"no code for {target.address}",
             hint=f"Write CODE@HOST:PORT, set {CODE_VARIABLE}, or use --code-file FILE.",

@@ -9,7 +9,6 @@ port = 7500
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -51,14 +50,18 @@ def defaults(file: Path, command: str, options: Mapping[str, Sequence[click.Opti
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except NotADirectoryError:
+        text = file.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as why:
         raise LocalDiskError(f"{file} cannot be read ({why.strerror})", hint="Check its permissions.") from why
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as why:
+    except UnicodeDecodeError as why:
+        raise UsageError(f"{file} is not UTF-8", hint="Correct it, or move it away.") from why
+    import tomllib  # most people have no such file
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
         raise UsageError(f"{file} is not valid TOML: {why}", hint="Correct it, or move it away.") from why
 
 

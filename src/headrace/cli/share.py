@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,8 +60,9 @@ def share(
         if events:
             events.emit(_ready(server))
         else:
-            output.write_text(_announcement(server))
-            output.flush()
+            with contextlib.suppress(output.ReaderGoneError):  # it was read as far as somebody cared to
+                output.write_text(_announcement(server))
+                output.flush()
 
     stopped = signals.wait_for_one(begin)
     server.stop()
@@ -129,5 +131,5 @@ def _peer(event: dict[str, Any]) -> str:
 
 def _transfer(event: dict[str, Any]) -> str:
     size, seconds = event["bytes"], event["seconds"]
-    rate = f" ({human_rate(size / seconds)})" if seconds > 0 else ""
+    rate = f" ({human_rate(size / seconds)})" if seconds >= 0.1 else ""
     return f"sent {human_size(size)} to {event['address']} in {human_seconds(seconds)}{rate}"

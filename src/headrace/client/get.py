@@ -246,6 +246,9 @@ class Transfer:
             if entry.kind != "f":
                 raise NotFoundError(f"{job.source} is no file any more")
         except FILE_ERRORS as why:
+            if isinstance(why, NotFoundError):  # there will be nothing to resume
+                assert self._destination is not None
+                self._destination.forget_partial(job.dest)
             self.progress.file_failed()
             self.failed(job, why)
             return

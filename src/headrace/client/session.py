@@ -42,7 +42,7 @@ from headrace.protocol.messages import (
     Walk,
     wire_path,
 )
-from headrace.protocol.paths import RelPath
+from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
 from headrace.protocol.session import Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
 from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
@@ -170,10 +170,12 @@ class Session:
         with self.control.lock:
             lane = self.control
             lane.messages.send(List(lane.next_id(), bytes(path)))
+            failure: HeadraceError | None = None
             for _, entries, error in self._parts(lane, path):
-                if error:
-                    raise error
+                failure = failure or error
                 yield entries
+            if failure:
+                raise failure
 
     def walk(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
         """Every directory at and below `path`, parents first: its path, some of its entries, why it cannot be read."""
@@ -193,13 +195,15 @@ class Session:
             parts: Listing = []
             error: HeadraceError | None = None
             try:
-                parts = [*self.list(directory)]
+                parts.extend(self.list(directory))
             except HeadraceError as why:
                 if directory == path or not isinstance(why, (NotFoundError, PermissionRefusedError, RemoteIOError)):
                     raise
                 error = why
-            for entries in parts or [[]]:
-                yield directory, entries, error
+            if error:
+                yield directory, [], error
+            for entries in parts:
+                yield directory, entries, None
                 waiting += [directory / entry.name for entry in entries if entry.kind == "d"]
 
     def _parts(self, lane: Lane, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
@@ -218,8 +222,13 @@ class Session:
                 raise ProtocolError(f"the host lists an impossible directory: {why}") from why
             for entry in part.entries:
                 _checked(entry)
-            if part.entries or part.error:
-                yield directory, part.entries, from_wire(part.error, "it cannot be read") if part.error else None
+            entries = _nameable(directory, part.entries)
+            error = from_wire(part.error, "it cannot be read") if part.error else None
+            if len(entries) < len(part.entries):
+                unnamed = len(part.entries) - len(entries)
+                error = error or RemoteIOError(f"{unnamed} of the entries in {directory} lie too deep to be named")
+            if entries or error:
+                yield directory, entries, error
             if part.last:
                 lane.answered()
                 return
@@ -243,6 +252,14 @@ def _checked(entry: Entry, *, is_root: bool = False) -> Entry:
         return entry.check(is_root=is_root)
     except ValueError as why:
         raise ProtocolError(f"the host offers an impossible entry: {why}") from why
+
+
+def _nameable(directory: RelPath, entries: Entries) -> Entries:
+    """Those entries of a directory whose path does not outgrow what the protocol can say."""
+    if len(directory.parts) >= MAX_DEPTH:
+        return []
+    room = MAX_PATH - len(bytes(directory)) - 1
+    return entries if room >= MAX_NAME else [entry for entry in entries if len(entry.name) <= room]
 
 
 def _dial(address: tuple[str, int], pin: bytes | None, share: str) -> TcpConnection:

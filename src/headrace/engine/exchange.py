@@ -9,7 +9,7 @@ from headrace.engine.lane import Lane
 from headrace.errors import IntegrityError, ProtocolError, SourceChangedError, from_wire
 from headrace.protocol.messages import PHASE_BASELINE, PHASE_BULK, READ_SIZE, Chunk, Data, Error, GetChunk, Read
 from headrace.protocol.paths import RelPath
-from headrace.storage.chunks import new_hasher
+from headrace.storage.chunks import ZERO_HASH, new_hasher
 from headrace.transport.framed import PIECE
 
 Sink = Callable[[int, memoryview], None]
@@ -44,6 +44,8 @@ class BulkExchange:
         if not isinstance(answer, Chunk) or payload != (0 if answer.zero else length):
             raise ProtocolError("the host answered a request for a chunk with something else")
         if answer.zero:
+            if answer.hash != ZERO_HASH(length):
+                raise IntegrityError("a hole does not match its hash")
             return answer.hash, True
         hasher = new_hasher()
         for position in range(0, length, PIECE):

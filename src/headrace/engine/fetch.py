@@ -114,9 +114,17 @@ class Fetcher:
             partial.close()
 
     def _work(self, lane: Lane) -> None:
+        window: deque[Task] = deque()
+        try:
+            self._keep_busy(lane, window)
+        finally:
+            if window:  # the lane failed; whoever else uses it must find that out, not wait for it
+                lane.lock.release()
+
+    def _keep_busy(self, lane: Lane, window: deque[Task]) -> None:
+        """Holds `lane.lock` as long as there is something in `window`."""
         counters = self._progress.lane()
         buffer = memoryview(bytearray(CHUNK_SIZE))
-        window: deque[Task] = deque()
         asked = 0
         while True:
             work = None
@@ -135,9 +143,8 @@ class Fetcher:
                 job = work.job
                 self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
             elif window:
-                task = window.popleft()
-                asked -= task.length
-                self._receive(task, lane, buffer, counters)
+                self._receive(window[0], lane, buffer, counters)
+                asked -= window.popleft().length
                 if not window:
                     lane.lock.release()
             else:

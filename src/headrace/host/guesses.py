@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from headrace.errors import ShareLockedError
+
 TRIES: Final = 10
 FIRST_LOCK: Final = 60.0  # seconds
 LONGEST_LOCK: Final = 24 * 3600.0
@@ -19,15 +21,21 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class _Count:
+    """open: guesses under way, which may turn out wrong; they take a try each until they are over."""
+
+    open: int = 0
     wrong: int = 0
     locks: int = 0
     locked_until: float = 0.0
 
-    def locked_for(self, now: float) -> float:
-        return max(0.0, self.locked_until - now)
+    def wait(self, now: float) -> float:
+        """Seconds until a further guess may start; 0: now."""
+        if self.locked_until > now:
+            return self.locked_until - now
+        return 0.0 if self.wrong + self.open < TRIES else 1.0
 
-    def started(self, now: float) -> float:
-        """Counts one guess as wrong. The length of the lock that this sets off, in seconds, or 0."""
+    def failed(self, now: float) -> float:
+        """Counts a wrong guess. The length of the lock that this sets off, in seconds, or 0."""
         self.wrong += 1
         if self.wrong < TRIES:
             return 0.0
@@ -41,9 +49,10 @@ class _Count:
 class GuessLimit:
     """Counts guesses for the share and for each address. Thread-safe. clock: monotonic seconds.
 
-    A guess counts as wrong from the moment the host's element leaves, because from then on the peer may know whether
-    it was right; proving the code takes that one back, and only that one. With 40 secret bits and ten guesses before
-    ever longer locks, an attacker who keeps at it for a year has tried fewer than 4,000 of 10^12 codes.
+    A guess starts when the host is about to send its element: from then on the peer may know whether it was right.
+    Whoever started it must end it, with `right` or `wrong`. Guesses that are under way count against the limit, so
+    many at once are no way around it. With 40 secret bits and ten guesses before ever longer locks, an attacker who
+    keeps at it for a year has tried fewer than 4,000 of 10^12 codes.
     """
 
     def __init__(self, clock: Clock = time.monotonic, on_lock: Callable[[float], None] = lambda seconds: None) -> None:
@@ -56,28 +65,46 @@ class GuessLimit:
 
     def locked_for(self, address: str) -> float:
         """Seconds until this address may guess again; 0: now."""
-        now = self._clock()
         with self._lock:
-            own = self._addresses.get(address)
-            return max(self._share.locked_for(now), own.locked_for(now) if own else 0.0)
+            return self._wait(self._own(address))
 
-    def guess_started(self, address: str) -> None:
+    def started(self, address: str) -> None:
+        """A guess begins. Raises ShareLockedError when there is no try left for it."""
+        with self._lock:
+            own = self._own(address)
+            wait = self._wait(own)
+            if wait:
+                raise ShareLockedError(f"too many wrong codes: this share takes no new peers for {wait:.0f} s")
+            for count in (own, self._share):
+                count.open += 1
+
+    def right(self, address: str) -> None:
+        """The guess that this address started proved to have the code; it costs nothing."""
+        with self._lock:
+            for count in (self._own(address), self._share):
+                count.open = max(0, count.open - 1)
+
+    def wrong(self, address: str) -> None:
+        """The guess that this address started was wrong, or was not carried through."""
         now = self._clock()
         with self._lock:
             self.wrong_total += 1
-            own = self._addresses.setdefault(address, _Count())
-            self._addresses.move_to_end(address)
-            while len(self._addresses) > MAX_ADDRESSES:
-                self._addresses.popitem(last=False)
-            own.started(now)
-            lock = self._share.started(now)
+            own = self._own(address)
+            for count in (own, self._share):
+                count.open = max(0, count.open - 1)
+            own.failed(now)
+            lock = self._share.failed(now)
         if lock:
             self._on_lock(lock)
 
-    def guess_right(self, address: str) -> None:
-        """Takes back the guess that this address started."""
-        with self._lock:
-            self.wrong_total -= 1
-            self._share.wrong = max(0, self._share.wrong - 1)
-            if own := self._addresses.get(address):
-                own.wrong = max(0, own.wrong - 1)
+    def _wait(self, own: _Count) -> float:
+        now = self._clock()
+        return max(self._share.wait(now), own.wait(now))
+
+    def _own(self, address: str) -> _Count:
+        own = self._addresses.setdefault(address, _Count())
+        self._addresses.move_to_end(address)
+        if len(self._addresses) > MAX_ADDRESSES:
+            # The share's own count still holds for those that are forgotten here.
+            self._addresses.popitem(last=False)
+        return own

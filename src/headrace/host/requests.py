@@ -29,7 +29,7 @@ from headrace.protocol.messages import (
     Walk,
     wire_path,
 )
-from headrace.protocol.session import error_message
+from headrace.protocol.session import SPARSE, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -48,11 +48,12 @@ class Served:
 class RequestHandler:
     """Answers in the order of the requests, on the stream they came from. Close it when the session ends."""
 
-    def __init__(self, tree: SharedTree, hashes: HashCache, stream: MessageStream, version: int) -> None:
+    def __init__(self, tree: SharedTree, hashes: HashCache, stream: MessageStream, agreed: Agreed) -> None:
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
-        self._version = version
+        self._version = agreed.version
+        self._sparse = SPARSE in agreed.features
         self._sources = SourceCache(tree)
         self._buffer = memoryview(bytearray())
         self.served = Served()
@@ -125,7 +126,7 @@ class RequestHandler:
             source = self._sources.get(wire_path(request.path), request.version)
             if request.offset + request.length > source.size:
                 raise NotFoundError("that range lies past the end of the file")
-            if source.sparse and source.is_hole(request.offset, request.length):
+            if self._sparse and source.sparse and source.is_hole(request.offset, request.length):
                 self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
                 return
             view = self._room(request.length)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError, WrongCodeError
+from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError
 from headrace.host.guesses import GuessLimit
 from headrace.host.requests import RequestHandler
 from headrace.protocol.codes import Code
@@ -51,15 +51,25 @@ class _Policy:
     def __init__(self, share: Share, address: str) -> None:
         self._share = share
         self._address = address
+        self._guessing = False
 
     def locked_for(self) -> float:
         return self._share.guesses.locked_for(self._address)
 
     def guess_started(self) -> None:
-        self._share.guesses.guess_started(self._address)
+        self._share.guesses.started(self._address)
+        self._guessing = True
 
     def guess_right(self) -> None:
-        self._share.guesses.guess_right(self._address)
+        self._guessing = False
+        self._share.guesses.right(self._address)
+
+    def over(self) -> None:
+        """The handshake ended: a guess that was not proved right by now was wrong."""
+        if self._guessing:
+            self._guessing = False
+            self._share.guesses.wrong(self._address)
+            log.warning("wrong code from %s (%d so far)", self._address, self._share.guesses.wrong_total)
 
     def credential(self, peer: bytes) -> bytes | None:
         return self._share.peers.credential(peer, self._share.code)
@@ -90,23 +100,27 @@ def serve(stream: TlsStream, share: Share, address: str) -> None:
 
 
 def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
+    policy = _Policy(share, address)
     handshake = HostHandshake(
         code=share.code,
         fingerprint=share.identity.fingerprint,
-        policy=_Policy(share, address),
+        policy=policy,
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
         agent=share.agent,
     )
     deadline = time.monotonic() + HANDSHAKE_TIMEOUT
-    while handshake.agreed is None:
-        if time.monotonic() > deadline:
-            raise ConnectionLostError("the handshake took too long")
-        message, payload = messages.expect()
-        if payload:
-            raise ProtocolError("a payload in the handshake")
-        messages.send_all(handshake.receive(message))
+    try:
+        while handshake.agreed is None:
+            if time.monotonic() > deadline:
+                raise ConnectionLostError("the handshake took too long")
+            message, payload = messages.expect()
+            if payload:
+                raise ProtocolError("a payload in the handshake")
+            messages.send_all(handshake.receive(message))
+    finally:
+        policy.over()
     messages.enter_session()
     return handshake.agreed
 
@@ -117,7 +131,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    handler = RequestHandler(share.tree, share.hashes, messages, agreed.version)
+    handler = RequestHandler(share.tree, share.hashes, messages, agreed)
     started = time.monotonic()
     try:
         while True:
@@ -146,8 +160,5 @@ def _tell(messages: MessageStream, error: HeadraceError) -> None:
 
 
 def _report(share: Share, error: HeadraceError, address: str) -> None:
-    if isinstance(error, WrongCodeError):
-        log.warning("wrong code from %s (%d so far)", address, share.guesses.wrong_total)
-    else:
-        log.info("refused %s: %s", address, error.message)
+    log.info("refused %s: %s", address, error.message)
     share.on_event({"event": "error", "code": error.code, "message": error.message, "address": address})

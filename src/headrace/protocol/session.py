@@ -49,7 +49,8 @@ from headrace.protocol.messages import (
     Welcome,
 )
 
-FEATURES: Final[tuple[str, ...]] = ("sparse",)
+SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without its zeros
+FEATURES: Final[tuple[str, ...]] = (SPARSE,)
 MAX_FEATURES: Final = 64
 MAX_WORD: Final = 128  # characters in a feature, an agent or a share's name
 

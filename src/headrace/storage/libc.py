@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
-_PUNCH_HOLE: Final = 3  # linux/falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _NO_LINKS: Final = _UNSUPPORTED | {errno.EPERM, errno.EMLINK}
 
@@ -60,20 +59,15 @@ def rename_noreplace(dir_fd: int, old: bytes, new: bytes) -> None:
     os.unlink(old, dir_fd=dir_fd)
 
 
-def preallocate(fd: int, size: int) -> bool:
-    """Reserves `size` bytes of disk for the file. False where the file system cannot; OSError (ENOSPC) when full.
+def preallocate(fd: int, offset: int, length: int) -> bool:
+    """Reserves disk for a range of the file. False where the file system cannot; OSError (ENOSPC) when full.
 
     Not os.posix_fallocate: where the file system cannot, glibc writes a byte to every block, which over NFS or FUSE
     takes longer than the transfer.
     """
-    if _fallocate is None or not size:
+    if _fallocate is None or not length:
         return False
-    code = _call(_fallocate, fd, 0, 0, size)
+    code = _call(_fallocate, fd, 0, offset, length)
     if code and code not in _UNSUPPORTED:
         raise OSError(code, os.strerror(code))
     return not code
-
-
-def punch_hole(fd: int, offset: int, length: int) -> bool:
-    """Gives the range's disk space back; it reads as zeros then. False where that cannot be done."""
-    return _fallocate is not None and not _call(_fallocate, fd, _PUNCH_HOLE, offset, length)

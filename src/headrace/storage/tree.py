@@ -31,9 +31,10 @@ _VERSION: Final = struct.Struct("<5Q")
 _U64: Final = (1 << 64) - 1
 _TIMES: Final = (1 << 63) - 1
 
-Part = tuple[RelPath, list[Entry], HeadraceError | None]
+Entries = list[Entry]
 _Names = list[bytes]  # spelt here, because in SharedTree `list` is a method
-_Waiting = list[tuple[RelPath, list[bytes]]]  # folders, and the names of those in them that are still to be visited
+Part = tuple[RelPath, Entries, HeadraceError | None]
+_Waiting = list[tuple[RelPath, _Names]]  # folders, and the names of those in them that are still to be visited
 
 
 def version_of(st: os.stat_result) -> bytes:
@@ -129,7 +130,7 @@ class SharedTree:
             finally:
                 os.close(fd)
 
-    def list(self, path: RelPath) -> Iterator[list[Entry]]:
+    def list(self, path: RelPath) -> Iterator[Entries]:
         """The entries of the folder at `path` in no particular order, at most MAX_ENTRIES at a time.
 
         Opened at the first step; a folder that is no longer needed half-way is closed with the iterator. Entries that
@@ -228,7 +229,7 @@ class SharedTree:
             folders.reverse()  # taken from the end
             waiting.append((path, folders))
 
-    def _list_members(self) -> Iterator[list[Entry]]:
+    def _list_members(self) -> Iterator[Entries]:
         found = []
         for name in self._members:
             try:

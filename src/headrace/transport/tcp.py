@@ -162,7 +162,8 @@ class TlsStream:
         self._closed = True
         with contextlib.suppress(OSError, ssl.SSLError, ConnectionLostError):
             self._sock.settimeout(LINGER)
-            with contextlib.suppress(ssl.SSLWantReadError):
+            # Says goodbye, and then complains that the peer has not, or that bytes of it are left unread.
+            with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
             self._flush()
             self._sock.shutdown(socket.SHUT_WR)

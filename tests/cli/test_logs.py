@@ -1,0 +1,81 @@
+"""Logs on standard error: for people, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from headrace.observe import logs
+
+LOG = logging.getLogger("headrace.test")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    root = logging.getLogger("headrace")
+    before = root.handlers[:], root.level, root.propagate
+    yield
+    root.handlers[:], root.level, root.propagate = before
+
+
+def failing():
+    try:
+        raise ValueError("a\x1b[31m reason")
+    except ValueError:
+        LOG.exception("it failed")
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "quiet", "words"),
+    [(0, False, "we"), (1, False, "iwe"), (2, False, "diwe"), (5, False, "diwe"), (0, True, "e"), (2, True, "e")],
+)
+def test_levels(capsys, verbosity, quiet, words):
+    logs.setup(verbosity, quiet=quiet)
+    for method, word in ((LOG.debug, "d"), (LOG.info, "i"), (LOG.warning, "w"), (LOG.error, "e")):
+        method("<%s>", word)
+
+    err = capsys.readouterr().err
+    assert [word for word in "diwe" if f"<{word}>" in err] == list(words)
+    assert err.count("\n") == len(words)
+
+
+def test_what_a_peer_sent_cannot_move_the_cursor(capsys):
+    logs.setup(0)
+    LOG.warning("agent %s", "\x1b[2J\r\n")
+
+    err = capsys.readouterr().err
+    assert err.endswith("warning: agent \\x1b[2J\\r\\n\n")
+    assert "\x1b" not in err
+
+
+def test_a_traceback_only_with_vv(capsys):
+    logs.setup(1)
+    failing()
+    assert capsys.readouterr().err.endswith("error: it failed (ValueError: a\\x1b[31m reason)\n")
+
+    logs.setup(2)
+    failing()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_lines(capsys):
+    logs.setup(1, json=True)
+    LOG.info("hello %d", 1)
+    failing()
+
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["message"] == "hello 1"
+    assert first["level"] == "info"
+    assert first["logger"] == "headrace.test"
+    assert first["time"].endswith("+00:00")
+    assert "ValueError" in second["traceback"]
+
+
+def test_setting_up_twice_logs_once(capsys):
+    logs.setup(0)
+    logs.setup(0)
+    LOG.warning("once")
+
+    assert capsys.readouterr().err.count("once") == 1
