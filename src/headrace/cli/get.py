@@ -16,7 +16,7 @@ import click
 from headrace.cli import options, output, reach, signals
 from headrace.cli.progress import Meter, View, progress_event, progress_line
 from headrace.cli.text import counted, human_rate, human_seconds, human_size
-from headrace.errors import StoppedError, UsageError
+from headrace.errors import StoppedError, UsageError, printable
 
 if TYPE_CHECKING:
     from headrace.client.get import GetOptions, GetResult, Transfer
@@ -207,7 +207,7 @@ class _Human(_Show):
         elif kind == "warning" and not self._quiet:
             output.say(f"warning: {_complaint(event)}")
         elif kind == "file":
-            self._file(event["action"], event["path"], event["bytes"])
+            self._file(event["action"], printable(event["path"]), event["bytes"])
 
     def _file(self, action: str, path: str, size: int) -> None:
         with self._lock:
@@ -250,7 +250,7 @@ class _Human(_Show):
 
 def _complaint(event: dict[str, Any]) -> str:
     """PATH: MESSAGE. HINT, where the message does not name the path itself."""
-    path, message, hint = event.get("path"), event["message"], event.get("hint")
+    path, message, hint = printable(event.get("path") or ""), event["message"], event.get("hint")
     where = f"{path}: " if path and path not in message else ""
     return f"{where}{message}. {hint}" if hint else f"{where}{message}."
 

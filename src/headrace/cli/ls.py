@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from headrace.cli import options, output, reach, signals
 from headrace.cli.cat import abort
 from headrace.cli.text import counted, shown_name
 from headrace.errors import HeadraceError, SomeFailedError
-from headrace.protocol.paths import ROOT, RelPath
+from headrace.protocol.paths import ROOT, RelPath, text_fields
 
 if TYPE_CHECKING:
     from headrace.client.session import Session
@@ -96,22 +95,14 @@ def _found(
 
 def _json_line(path: RelPath, entry: Entry) -> bytes:
     fields: dict[str, Any] = {
-        **_text("path", bytes(path)),
+        **text_fields("path", bytes(path)),
         "kind": KINDS[entry.kind],
         "size": entry.size,
         "mtime_ns": entry.mtime_ns,
         "mode": entry.mode,
     }
-    fields |= _text("target", entry.target) if entry.kind == "l" else {"target": None}
+    fields |= text_fields("target", entry.target) if entry.kind == "l" else {"target": None}
     return json.dumps(fields).encode("ascii") + b"\n"
-
-
-def _text(name: str, raw: bytes) -> dict[str, str]:
-    """A name as text; where it is not UTF-8, escaped, and exactly in base64 beside it."""
-    try:
-        return {name: raw.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {name: raw.decode("utf-8", "backslashreplace"), f"{name}_b64": base64.b64encode(raw).decode("ascii")}
 
 
 class _Lines:

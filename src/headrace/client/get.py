@@ -30,7 +30,7 @@ from headrace.errors import (
     UsageError,
 )
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
-from headrace.protocol.paths import ROOT, RelPath, link_stays_inside
+from headrace.protocol.paths import ROOT, RelPath, link_stays_inside, text_fields
 from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
 
@@ -260,7 +260,7 @@ class Transfer:
     def _plan_alone(self, entry: Entry, place: _Place) -> None:
         """--dry-run: the same plan, nothing written."""
         for job in self._plan(entry, place, _Tree()):
-            self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "would-fetch"})
+            self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "would-fetch"})
         self._planned()
 
     def _planned(self) -> None:
@@ -364,17 +364,17 @@ class Transfer:
             self._destination.symlink(
                 path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
             )
-            self._on_event({"event": "file", "path": str(path), "bytes": 0, "action": "link"})
+            self._on_event({"event": "file", **_path(path), "bytes": 0, "action": "link"})
         except (*FILE_ERRORS, _LinkLeavesError) as why:
             self._failed_path(path, why)
 
     # ---- engine.fetch.Reports, and what else is told ----------------------------------------------------------------
 
     def fetched(self, job: Job) -> None:
-        self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "fetched"})
+        self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "fetched"})
 
     def same(self, job: Job) -> None:
-        self._on_event({"event": "file", "path": str(job.dest), "bytes": job.size, "action": "same"})
+        self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "same"})
 
     def failed(self, job: Job, error: HeadraceError) -> None:
         self._tell_failure(job.source, error)
@@ -394,7 +394,7 @@ class Transfer:
             {
                 "event": "error",
                 "code": error.code,
-                "path": str(path),
+                **_path(path),
                 "message": error.message,
                 "hint": error.hint,
                 "retryable": error.retryable,
@@ -402,7 +402,7 @@ class Transfer:
         )
 
     def _warn(self, path: RelPath, message: str) -> None:
-        self._on_event({"event": "warning", "path": str(path), "message": message})
+        self._on_event({"event": "warning", **_path(path), "message": message})
 
     def _result(self) -> GetResult:
         totals = self.progress.totals()
@@ -428,6 +428,10 @@ class Transfer:
             failed=totals.files_failed,
             error=error,
         )
+
+
+def _path(path: RelPath) -> dict[str, str]:
+    return text_fields("path", bytes(path))
 
 
 class _LinkLeavesError(HeadraceError):

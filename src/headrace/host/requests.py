@@ -89,7 +89,8 @@ class RequestHandler:
         self._stream.send(StatReply(request.id, entry))
 
     def _list(self, request: List) -> None:
-        parts = self._tree.list(wire_path(request.path))
+        with _reporting():
+            parts = self._tree.list(wire_path(request.path))
         while True:
             with _reporting():
                 entries = next(parts, None)
@@ -99,7 +100,8 @@ class RequestHandler:
         self._stream.send(ListPart(request.id, request.path, [], last=True))
 
     def _walk(self, request: Walk) -> None:
-        parts = self._tree.walk(wire_path(request.path))
+        with _reporting():
+            parts = self._tree.walk(wire_path(request.path))
         while True:
             with _reporting():
                 part = next(parts, None)

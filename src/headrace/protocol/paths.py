@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,6 +102,15 @@ class RelPath:
 
 
 ROOT: Final = RelPath()
+
+
+def text_fields(name: str, raw: bytes) -> dict[str, str]:
+    """For JSON: a name or path as text under `name`; where it is not UTF-8, escaped there, and exact in base64 under
+    `name`_b64."""
+    try:
+        return {name: raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {name: raw.decode("utf-8", "backslashreplace"), f"{name}_b64": b2a_base64(raw, newline=False).decode()}
 
 
 def link_stays_inside(link: RelPath, target: bytes) -> bool:

@@ -46,6 +46,7 @@ class TlsStream:
         self.bytes_in = 0
         self.bytes_out = 0
         self._timeout: float | None = timeout
+        self._deadline: float | None = None
         sock.settimeout(timeout)
 
     def handshake(self, timeout: float = CONNECT_TIMEOUT) -> None:
@@ -130,6 +131,8 @@ class TlsStream:
             self._flush()
         if wanted >= RECV_SIZE // 4 and len(self._inbox) < RECV_SIZE:
             self._inbox = memoryview(bytearray(RECV_SIZE))
+        if self._deadline is not None:
+            self._wait_no_longer(self._deadline - time.monotonic())
         try:
             count = self._sock.recv_into(self._inbox)
         except TimeoutError as why:
@@ -145,6 +148,19 @@ class TlsStream:
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds
         self._sock.settimeout(seconds)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Receiving fails when so many seconds are over from now, however many bytes came; None: no such end.
+
+        Until the handshake is over: a peer that sends a byte now and then makes progress, too.
+        """
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._sock.settimeout(self._timeout)
+
+    def _wait_no_longer(self, seconds: float) -> None:
+        if seconds <= 0:
+            raise ConnectionLostError("the other side took too long")
+        self._sock.settimeout(seconds if self._timeout is None else min(seconds, self._timeout))
 
     def rtt(self) -> float | None:
         if not hasattr(socket, "TCP_INFO"):
