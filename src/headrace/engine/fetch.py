@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
+from headrace.engine.buffers import new_buffer
 from headrace.engine.exchange import Exchange
 from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
@@ -124,7 +125,7 @@ class Fetcher:
     def _keep_busy(self, lane: Lane, window: deque[Task]) -> None:
         """Holds `lane.lock` as long as there is something in `window`."""
         counters = self._progress.lane()
-        buffer = memoryview(bytearray(CHUNK_SIZE))
+        buffer = new_buffer(CHUNK_SIZE)
         asked = 0
         while True:
             work = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from headrace.engine.buffers import new_buffer
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.protocol.messages import (
     BULK_REQUESTS,
@@ -167,7 +168,7 @@ class RequestHandler:
 
     def _room(self, length: int) -> memoryview:
         if len(self._buffer) < length:
-            self._buffer = memoryview(bytearray(CHUNK_SIZE if length > READ_SIZE else READ_SIZE))
+            self._buffer = new_buffer(CHUNK_SIZE if length > READ_SIZE else READ_SIZE)
         return self._buffer[:length]
 
 
