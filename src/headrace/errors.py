@@ -62,8 +62,9 @@ class WrongCodeError(RefusedError):
 
 
 class ShareLockedError(RefusedError):
-    """Too many wrong codes: the share takes no new peers for a while."""
+    """Too many wrong codes: the share takes no new peers for a while. retry_after: seconds, 0 where that is unknown."""
 
+    retry_after: float = 0.0
     code = "locked"
     retryable = True
     default_hint = "Wait, then try again with the right code. Peers that paired before can still connect."

@@ -50,7 +50,7 @@ def test_hints_stay_here() -> None:
 def test_what_goes_along_with_the_sentence() -> None:
     error = ShareLockedError("x")
     assert (error_message(error).retry_after, error_message(error).versions) == (0.0, (0, 0))
-    error.retry_after = 2.5  # type: ignore[attr-defined]
+    error.retry_after = 2.5
     error.versions = (7, 8)  # type: ignore[attr-defined]
     assert (error_message(error).retry_after, error_message(error).versions) == (2.5, (7, 8))
 

@@ -46,6 +46,9 @@ class RemoteFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def write(self, data: Any) -> int:
+        raise io.UnsupportedOperation("a remote file is read-only")
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._check_open()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]

@@ -157,7 +157,7 @@ class Session:
         """The entry at `path`. Raises NotFoundError, PermissionRefusedError."""
         with self.control.lock:
             lane = self.control
-            lane.messages.send(Stat(lane.next_id(), bytes(path)))
+            lane.post(Stat(lane.next_id(), bytes(path)))
             answer, _ = lane.answer()
         if isinstance(answer, Error):
             raise from_wire(answer.code, answer.message)
@@ -169,7 +169,7 @@ class Session:
         """The entries of one directory, in parts. The lane is busy until the last part was taken."""
         with self.control.lock:
             lane = self.control
-            lane.messages.send(List(lane.next_id(), bytes(path)))
+            lane.post(List(lane.next_id(), bytes(path)))
             failure: HeadraceError | None = None
             for _, entries, error in self._parts(lane, path):
                 failure = failure or error
@@ -184,7 +184,7 @@ class Session:
             return
         with self.control.lock:
             lane = self.control
-            lane.messages.send(Walk(lane.next_id(), bytes(path)))
+            lane.post(Walk(lane.next_id(), bytes(path)))
             yield from self._parts(lane, path)
 
     def _walk_by_lists(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from headrace.config import DEFAULT_PORT
 from headrace.errors import UsageError
@@ -37,6 +36,8 @@ class Target:
             raw = raw[len(SCHEME) :]
         authority, _, rest = raw.partition(b"/")
         if is_url:
+            from urllib.parse import unquote_to_bytes  # 4 ms that few need
+
             rest = unquote_to_bytes(rest)
         place = authority.decode("utf-8", "replace")
         user, at, address = place.rpartition("@")

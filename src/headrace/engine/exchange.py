@@ -19,7 +19,7 @@ class Exchange(Protocol):
     """Asks for a range of a file and receives it. Answers come in the order of the requests."""
 
     def request(self, lane: Lane, path: RelPath, version: bytes, offset: int, length: int) -> None:
-        """Sends the request(s) for `length` bytes (at most CHUNK_SIZE) at `offset`."""
+        """Posts the request(s) for `length` bytes (at most CHUNK_SIZE) at `offset`."""
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         """Receives one range. The answer: its hash, verified, and whether it is all zeros and nothing was received.
@@ -35,7 +35,7 @@ class BulkExchange:
     """Phase 8: GetChunk and Chunk."""
 
     def request(self, lane: Lane, path: RelPath, version: bytes, offset: int, length: int) -> None:
-        lane.messages.send(GetChunk(lane.next_id(), bytes(path), version, offset, length))
+        lane.post(GetChunk(lane.next_id(), bytes(path), version, offset, length))
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         answer, payload = lane.answer()
@@ -66,12 +66,9 @@ class BaselineExchange:
 
     def request(self, lane: Lane, path: RelPath, version: bytes, offset: int, length: int) -> None:
         raw = bytes(path)
-        lane.messages.send_all(
-            [
-                Read(lane.next_id(), raw, offset + position, min(READ_SIZE, length - position), version)
-                for position in range(0, length, READ_SIZE)
-            ]
-        )
+        for position in range(0, length, READ_SIZE):
+            size = min(READ_SIZE, length - position)
+            lane.post(Read(lane.next_id(), raw, offset + position, size, version))
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         hasher = new_hasher()

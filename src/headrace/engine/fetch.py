@@ -127,9 +127,12 @@ class Fetcher:
         counters = self._progress.lane()
         buffer = new_buffer(CHUNK_SIZE)
         asked = 0
+        filling = True
         while True:
+            # Refilled when half is answered: then many small requests leave together.
+            filling = len(window) < MAX_REQUESTS if filling else len(window) <= MAX_REQUESTS // 2
             work = None
-            if len(window) < MAX_REQUESTS:
+            if filling:
                 work = self.queue.take(idle=not window, room=MAX_BYTES - asked)
             if isinstance(work, Exclusive):
                 with lane.lock:
@@ -325,7 +328,7 @@ class Fetcher:
         count = chunk_count(job.size)
         if self._version < PHASE_BULK:
             return [self._baseline_hash(job, lane, buffer, index) for index in range(count)]
-        lane.messages.send(GetManifest(lane.next_id(), bytes(job.source), job.entry.version))
+        lane.post(GetManifest(lane.next_id(), bytes(job.source), job.entry.version))
         hashes: list[bytes] = []
         while True:
             part, _ = lane.part()

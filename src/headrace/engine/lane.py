@@ -6,7 +6,7 @@ import threading
 from collections import deque
 
 from headrace.errors import ConnectionLostError, ProtocolError, printable
-from headrace.protocol.messages import Error, Message
+from headrace.protocol.messages import Chunk, Data, Error, Goodbye, Message
 from headrace.transport.framed import MessageStream
 
 
@@ -18,24 +18,37 @@ class Lane:
         self.lock = threading.Lock()
         self._last_id = 0
         self._pending: deque[int] = deque()
+        self._unsent: list[Message] = []
 
     def next_id(self) -> int:
-        """The id for the next request; it must be sent before another one is numbered."""
+        """The id for the next request; it must be posted before another one is numbered."""
         self._last_id = self._last_id % 0xFFFFFFFF + 1
         self._pending.append(self._last_id)
         return self._last_id
 
+    def post(self, request: Message) -> None:
+        """The request leaves with the next wait for an answer, together with the others that were posted till then:
+        one encryption and one system call for many small requests."""
+        self._unsent.append(request)
+
     def part(self) -> tuple[Message, int]:
-        """The next part of the answer to the oldest request, and its payload's length in bytes.
+        """Sends what was posted, then receives the next part of the oldest request's answer, and its payload's length.
 
         Raises ConnectionLostError, ProtocolError. An Error that answers the request is returned, not raised.
         """
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            self.messages.send_all(unsent)
         message, payload = self.messages.expect()
         answers = getattr(message, "id", None)
         if isinstance(message, Error) and answers == 0:
             raise ConnectionLostError(f"the host ended the connection: {printable(message.message)}")
+        if isinstance(message, Goodbye):
+            raise ConnectionLostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")
         if not self._pending or answers != self._pending[0]:
             raise ProtocolError("the host answered something that it was not asked")
+        if payload and not isinstance(message, (Chunk, Data)):
+            raise ProtocolError(f"the host sent {type(message).__name__} with a payload")
         return message, payload
 
     def answered(self) -> None:

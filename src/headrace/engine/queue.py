@@ -82,6 +82,7 @@ class WorkQueue:
         self._unfinished = 0
         self._closed = False
         self._cancelled = False
+        # Always told to all who wait: one alone might be the planner, and of a job's pieces every worker can have one.
         self._changed = threading.Condition()
 
     def put(self, job: Job) -> bool:
@@ -91,7 +92,7 @@ class WorkQueue:
                 self._changed.wait(1.0)
             self._unfinished += 1
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
             return not self._cancelled
 
     def push(self, work: Iterable[Work]) -> None:
@@ -158,4 +159,4 @@ class WorkQueue:
             work_of_job = iter(self._expand(job))
             with self._changed:
                 self._expanded.append(work_of_job)
-                self._changed.notify()
+                self._changed.notify_all()

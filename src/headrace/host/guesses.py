@@ -39,7 +39,7 @@ class _Count:
         self.wrong += 1
         if self.wrong < TRIES:
             return 0.0
-        length = min(FIRST_LOCK * 2.0**self.locks, LONGEST_LOCK)
+        length = min(FIRST_LOCK * 2.0 ** min(self.locks, 100), LONGEST_LOCK)  # no overflow, ever
         self.wrong = 0
         self.locks += 1
         self.locked_until = now + length
@@ -74,7 +74,9 @@ class GuessLimit:
             own = self._own(address)
             wait = self._wait(own)
             if wait:
-                raise ShareLockedError(f"too many wrong codes: this share takes no new peers for {wait:.0f} s")
+                error = ShareLockedError(f"too many wrong codes: this share takes no new peers for {wait:.0f} s")
+                error.retry_after = wait
+                raise error
             for count in (own, self._share):
                 count.open += 1
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from headrace.engine.buffers import new_buffer
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
+from headrace.protocol.frames import SESSION_LIMITS
 from headrace.protocol.messages import (
     BULK_REQUESTS,
     CHUNK_SIZE,
@@ -15,6 +16,7 @@ from headrace.protocol.messages import (
     READ_SIZE,
     Chunk,
     Data,
+    Entry,
     GetChunk,
     GetManifest,
     List,
@@ -30,12 +32,16 @@ from headrace.protocol.messages import (
     Walk,
     wire_path,
 )
+from headrace.protocol.paths import MAX_PATH
 from headrace.protocol.session import SPARSE, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
+
+_ENTRY_COST: Final = 128  # bytes in a ListPart for an entry beside its name and target, at most
+_ROOM: Final = SESSION_LIMITS.header - MAX_PATH - 1024
 
 
 @dataclass(slots=True)
@@ -49,6 +55,17 @@ class Served:
 class RequestHandler:
     """Answers in the order of the requests, on the stream they came from. Close it when the session ends."""
 
+    # Names, not bound methods: those would tie the handler and its buffer into a cycle that outlives the session.
+    _ANSWERS: Final[dict[type[Message], str]] = {
+        Stat: "_stat",
+        List: "_list",
+        Walk: "_walk",
+        Read: "_read",
+        GetChunk: "_chunk",
+        GetManifest: "_manifest",
+        Ping: "_ping",
+    }
+
     def __init__(self, tree: SharedTree, hashes: HashCache, stream: MessageStream, agreed: Agreed) -> None:
         self._tree = tree
         self._hashes = hashes
@@ -58,26 +75,17 @@ class RequestHandler:
         self._sources = SourceCache(tree)
         self._buffer = memoryview(bytearray())
         self.served = Served()
-        self._answer: Final[dict[type[Message], Callable[..., None]]] = {
-            Stat: self._stat,
-            List: self._list,
-            Walk: self._walk,
-            Read: self._read,
-            GetChunk: self._chunk,
-            GetManifest: self._manifest,
-            Ping: self._ping,
-        }
 
     def handle(self, request: Message) -> None:
         """Sends the answer, or an Error that names the request. Raises what ends the connection."""
-        answer = self._answer.get(type(request))
+        answer = self._ANSWERS.get(type(request))
         if answer is None or (isinstance(request, BULK_REQUESTS) and self._version < PHASE_BULK):
             raise ProtocolError(
                 f"the client sent {type(request).__name__}, which is no request in phase {self._version}"
             )
         self.served.requests += 1
         try:
-            answer(request)
+            getattr(self, answer)(request)
         except _Reported as why:
             self._stream.send(error_message(why.error, request.id))  # type: ignore[attr-defined]
 
@@ -97,7 +105,8 @@ class RequestHandler:
                 entries = next(parts, None)
             if entries is None:
                 break
-            self._stream.send(ListPart(request.id, request.path, entries))
+            for piece in _fitting(entries):
+                self._stream.send(ListPart(request.id, request.path, piece))
         self._stream.send(ListPart(request.id, request.path, [], last=True))
 
     def _walk(self, request: Walk) -> None:
@@ -109,7 +118,8 @@ class RequestHandler:
             if part is None:
                 break
             path, entries, error = part
-            self._stream.send(ListPart(request.id, bytes(path), entries, error=error.code if error else ""))
+            for piece in _fitting(entries):
+                self._stream.send(ListPart(request.id, bytes(path), piece, error=error.code if error else ""))
         self._stream.send(ListPart(request.id, request.path, [], last=True))
 
     def _read(self, request: Read) -> None:
@@ -129,11 +139,13 @@ class RequestHandler:
             source = self._sources.get(wire_path(request.path), request.version)
             if request.offset + request.length > source.size:
                 raise NotFoundError("that range lies past the end of the file")
-            if self._sparse and source.sparse and source.is_hole(request.offset, request.length):
-                self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
-                return
-            view = self._room(request.length)
-            source.read_into(view, request.offset)
+            hole = self._sparse and source.sparse and source.is_hole(request.offset, request.length)
+            view = self._room(0 if hole else request.length)
+            if not hole:
+                source.read_into(view, request.offset)
+        if hole:
+            self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
+            return
         self._stream.send(Chunk(request.id, self._hash_of(source, request, view)), view)
         self.served.bytes += len(view)
 
@@ -170,6 +182,20 @@ class RequestHandler:
         if len(self._buffer) < length:
             self._buffer = new_buffer(CHUNK_SIZE if length > READ_SIZE else READ_SIZE)
         return self._buffer[:length]
+
+
+def _fitting(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """`entries` in pieces that fit into a header, at least one. Only long targets of symlinks make more than one."""
+    piece: list[Entry] = []
+    left = _ROOM
+    for entry in entries:
+        cost = len(entry.name) + len(entry.target) + _ENTRY_COST
+        if cost > left:
+            yield piece
+            piece, left = [], _ROOM
+        piece.append(entry)
+        left -= cost
+    yield piece
 
 
 class _Reported(Exception):

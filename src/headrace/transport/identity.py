@@ -6,6 +6,7 @@ import contextlib
 import os
 import ssl
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,19 +44,19 @@ class Identity:
         start = text.find("-----BEGIN CERTIFICATE-----")
         try:
             der = ssl.PEM_cert_to_DER_cert(text[start:].strip() if start >= 0 else "")
-        except ValueError as why:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path, password="")  # or it would ask for one
+        except (ValueError, OSError) as why:
             raise LocalDiskError(
-                f"{path} holds no certificate",
+                f"{path} holds no certificate with its key",
                 hint="Move it away to get a new identity; every peer then has to pair again.",
             ) from why
         return cls(path, fingerprint_of(der))
 
 
 def _create(path: Path) -> None:
-    """Makes key and certificate; when two processes do so at once, one of them wins and both use that."""
+    """Makes key and certificate; when two do so at once, one of them wins and both use that."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{FILE}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(_self_signed_pem())
@@ -64,7 +65,7 @@ def _create(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
     finally:
-        temporary.unlink()
+        os.unlink(temporary)
 
 
 def _self_signed_pem() -> bytes:

@@ -43,6 +43,7 @@ class TlsStream:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._inbox = memoryview(bytearray(64 * 1024))  # grows once there is bulk to receive
         self._closed = False
+        self._aborted = False
         self.bytes_in = 0
         self.bytes_out = 0
         self._timeout: float | None = timeout
@@ -116,13 +117,24 @@ class TlsStream:
 
     def recv_into(self, into: memoryview) -> int:
         read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # typeshed: bytes only
+        size, filled = len(into), 0
+        # One call of OpenSSL's gives one record, 16 KiB at most: as many as have arrived are taken at once.
         while True:
+            if self._aborted:  # bytes that had arrived could still be read after the shutdown
+                raise ConnectionLostError("the connection was aborted")
             try:
-                return read(len(into), into)
+                while filled < size:
+                    count = read(size - filled, into[filled:])
+                    if not count:
+                        break
+                    filled += count
+                return filled
             except ssl.SSLWantReadError:
-                self._fill(len(into))
+                if filled:
+                    return filled
+                self._fill(size)
             except ssl.SSLZeroReturnError:
-                return 0
+                return filled
             except ssl.SSLError as why:
                 raise ConnectionLostError(f"the encrypted connection failed ({why.reason})") from why
 
@@ -136,6 +148,8 @@ class TlsStream:
         try:
             count = self._sock.recv_into(self._inbox)
         except TimeoutError as why:
+            if self._deadline is not None:
+                raise ConnectionLostError("the other side took too long") from why
             raise ConnectionLostError(f"nothing arrived for {self._timeout:.0f} s") from why
         except OSError as why:
             raise ConnectionLostError(f"the connection broke ({why.strerror or why})") from why
@@ -186,6 +200,7 @@ class TlsStream:
         self._sock.close()
 
     def abort(self) -> None:
+        self._aborted = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 

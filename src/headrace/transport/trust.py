@@ -12,11 +12,14 @@ import hmac
 import json
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from headrace.errors import LocalDiskError
 from headrace.protocol.codes import Code
@@ -72,13 +75,14 @@ class _Records:
     def load(self) -> dict[str, Record]:
         try:
             mode = stat.S_IMODE(self._path.stat().st_mode)
-            raw: Any = json.loads(self._path.read_bytes())
-            records = {str(key): Record(**value) for key, value in raw.items()}
+            records = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Record])
+            for record in records.values():
+                bytes.fromhex(record.peer + record.credential + record.fingerprint)
         except FileNotFoundError:
             return {}
         except OSError as why:
             raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})") from why
-        except (ValueError, TypeError, AttributeError) as why:
+        except (msgspec.DecodeError, ValueError, RecursionError) as why:
             raise LocalDiskError(
                 f"{self._path} is damaged", hint="Move it away; pairings in it then have to be made again."
             ) from why
@@ -88,6 +92,16 @@ class _Records:
                 hint=f"Run: chmod 600 {self._path}",
             )
         return records
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one whenever the file was replaced; empty while there is none."""
+        try:
+            st = self._path.stat()
+        except FileNotFoundError:
+            return ()
+        except OSError as why:
+            raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})") from why
+        return st.st_ino, st.st_mtime_ns, st.st_size
 
     def change(self, edit: Callable[[dict[str, Record]], None]) -> None:
         with self._locked():
@@ -144,19 +158,26 @@ class Pins:
 
 
 class Peers:
-    """The host's side: the peers that paired, by peer id. Kept in memory, re-read when a peer is not known."""
+    """The host's side: the peers that paired, by peer id. Thread-safe. Kept in memory, and read again whenever the file
+    was replaced: another process may have paired one, or forgotten one."""
 
     def __init__(self, home: Path) -> None:
         self._records = _Records(home / "peers.json")
-        self._known: dict[str, Record] = self._records.load()
+        self._lock = threading.Lock()
+        self._known: dict[str, Record] = {}
+        self._stamp: tuple[int, ...] = ()
+        self._current()
+
+    def _current(self) -> dict[str, Record]:
+        with self._lock:
+            stamp = self._records.stamp()
+            if stamp != self._stamp:
+                self._known, self._stamp = self._records.load(), stamp
+            return self._known
 
     def credential(self, peer: bytes, code: Code) -> bytes | None:
         """The peer's credential if it paired with this very code."""
-        record = self._known.get(peer.hex())
-        if record is None:
-            # Another process of this share, or an earlier one, may have paired it.
-            self._known = self._records.load()
-            record = self._known.get(peer.hex())
+        record = self._current().get(peer.hex())
         return bytes.fromhex(record.credential) if record and record.is_for(code) else None
 
     def all(self) -> list[Record]:
@@ -165,7 +186,6 @@ class Peers:
     def add(self, peer: bytes, credential: bytes, code: Code, fingerprint: bytes, label: str) -> None:
         record = Record.of(peer, credential, code, fingerprint, label)
         self._records.change(lambda records: records.__setitem__(record.peer, record))
-        self._known = {**self._known, record.peer: record}
 
     def forget(self, peer: str) -> bool:
         """Whether there was such a peer. A running share notices within its next new connection."""

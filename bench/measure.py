@@ -1,0 +1,213 @@
+"""Runs commands, says what they cost, and compares: rounds of A B A B, so that what else the machine does hits all."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench import procfs
+from bench.peers import Peer
+from bench.process import BenchError, Child, Command, NotInstalledError, tail
+
+TIMEOUT: Final = 600.0  # seconds for one run
+SAMPLE_EVERY: Final = 0.05  # seconds between two looks at the memory
+SETTLE_TIMEOUT: Final = 2.0  # seconds for a server's processes for one client to end after the client
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run. Times in seconds, memory in bytes; memory is the sum of the peaks of the processes of that end."""
+
+    seconds: float
+    client_cpu: float
+    server_cpu: float
+    client_rss: int
+    server_rss: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What several runs come to."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(slots=True)
+class Result:
+    """The counted runs of one case, or why there are none. amount: what one run copies, in bytes or files."""
+
+    name: str
+    amount: int
+    samples: list[Sample] = field(default_factory=list)
+    missing: str = ""
+
+    @property
+    def rates(self) -> list[float]:
+        """Of each run, in `amount` a second."""
+        return [self.amount / sample.seconds for sample in self.samples]
+
+    def ratio_to(self, reference: Result | None) -> Spread | None:
+        """How many times as fast, round by round: both runs of a round saw about the same machine."""
+        if reference is None or not self.samples or not reference.samples:
+            return None
+        return Spread.of([own / other for own, other in zip(self.rates, reference.rates, strict=True)])
+
+
+class CommandFailedError(BenchError):
+    """A measured command ended with another exit code than it should."""
+
+
+class DifferentError(BenchError):
+    """What a command copied is not what was there to copy."""
+
+
+def run(
+    command: Command, *, log: Path, server: int | None = None, expected: int = 0, timeout: float = TIMEOUT
+) -> Sample:
+    """Runs `command` to its end. log: where its output goes. server: the process that serves it.
+
+    Raises CommandFailedError, NotInstalledError. Whatever is raised, no process is left.
+    """
+    before = procfs.cpu_seconds(server) if server else 0.0
+    serving = procfs.family(server) if server else []
+    if server:
+        procfs.forget_peak(server)
+    started = time.monotonic()
+    with Child(command, log) as child:
+        with _Watch(child, server, started + timeout) as watch:
+            child.wait()
+            seconds = time.monotonic() - started
+        code, client_cpu = child.reap()
+    if watch.expired:
+        raise CommandFailedError(f"not done after {timeout:.0f} s: {_shown(command)}\n{tail(log)}")
+    if code != expected:
+        raise CommandFailedError(f"ended with {code}, not {expected}: {_shown(command)}\n{tail(log)}")
+    server_cpu = 0.0
+    if server:
+        _settle(server, len(serving))
+        server_cpu = max(0.0, procfs.cpu_seconds(server) - before)
+    return Sample(seconds, client_cpu, server_cpu, sum(watch.client.values()), sum(watch.server.values()))
+
+
+class _Watch:
+    """A thread that notes the peak memory of both ends, and kills the client when its time is up.
+
+    The client's `ru_maxrss` would not do: between fork and exec it counts the memory of the benchmark itself.
+    """
+
+    def __init__(self, child: Child, server: int | None, deadline: float) -> None:
+        self.client: dict[int, int] = {}
+        self.server: dict[int, int] = {}
+        self.expired = False
+        self._child = child
+        self._server = server
+        self._deadline = deadline
+        self._processes = procfs.Processes()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="bench-watch", daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY):
+            self._processes.look()
+            self._note(self.client, self._child.pid)
+            if self._server:
+                self._note(self.server, self._server)
+            if time.monotonic() > self._deadline:
+                self.expired = True
+                self._child.kill()
+                return
+
+    def _note(self, peaks: dict[int, int], pid: int) -> None:
+        for member in self._processes.family(pid):
+            peaks[member] = max(peaks.get(member, 0), procfs.peak_rss(member))
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._server:
+            self._note(self.server, self._server)  # it is still there, and this is later than the last look
+
+
+def _settle(server: int, size: int) -> None:
+    """Waits until the server's processes for this client are gone: only then has it all their CPU time."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT
+    while len(procfs.family(server)) > size and time.monotonic() < deadline:
+        time.sleep(SAMPLE_EVERY)
+    time.sleep(SAMPLE_EVERY)
+
+
+def _shown(command: Command) -> str:
+    return " ".join(command.argv)
+
+
+def compare(
+    peers: Sequence[Peer],
+    source: Path,
+    *,
+    amount: int,
+    rounds: int,
+    folder: Path,
+    check: Callable[[Path], None],
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """Copies `source` with every peer in turn, round after round, after one round that is not counted.
+
+    amount: what rates are counted in. folder: an existing one for the copies. check: raises DifferentError when the
+    path is no true copy. A peer that cannot start gets a result that says why; any later failure ends it all.
+    """
+    results = [Result(peer.name, amount) for peer in peers]
+    with ExitStack() as stack:
+        for peer, result in zip(peers, results, strict=True):
+            stack.callback(peer.stop)
+            try:
+                peer.start(source.parent)
+            except NotInstalledError as why:
+                result.missing = f"not installed ({why})"
+                tell(f"{peer.name}: {result.missing}")
+            except BenchError as why:
+                result.missing = f"does not start: {why}"
+                tell(f"{peer.name}: {result.missing}")
+        for number in range(rounds + 1):
+            tell(f"round {number} of {rounds}" if number else "warm-up, not counted")
+            for peer, result in zip(peers, results, strict=True):
+                if result.missing:
+                    continue
+                sample = _copy(peer, source.name, folder, check)
+                tell(f"  {peer.name:<16}{sample.seconds:8.2f} s")
+                if number:
+                    result.samples.append(sample)
+    return results
+
+
+def _copy(peer: Peer, name: str, folder: Path, check: Callable[[Path], None]) -> Sample:
+    dest = folder / "copies"
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir()
+    try:
+        peer.before_run()
+        sample = run(peer.command(name, dest), server=peer.server, log=folder / "command.log")
+        check(dest / name)
+    except BenchError as why:
+        why.add_note(f"in the case {peer.name}")
+        raise
+    finally:
+        shutil.rmtree(dest, ignore_errors=True)
+    return sample

@@ -1,0 +1,10 @@
+"""`bench` lies beside `tests` and is not installed: this makes it importable however pytest was started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)

@@ -1,0 +1,5 @@
+"""Streams, messages over them, identity and trust. `memory` is a Stream for other tests to use too."""
+
+import pytest
+
+pytest.register_assert_rewrite(f"{__name__}.contract")
