@@ -358,7 +358,9 @@ def test_odd_and_long_names(folder: int, tmp_path: Path) -> None:
         os.unlink(os.path.join(os.fsencode(tmp_path), name))
 
 
-def test_a_small_file_that_another_process_is_writing_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_that_another_process_is_writing_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second writer of the same name must neither take the first one's part file for left over nor rename it."""
     parent = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     seen: list[Exception] = []

@@ -51,7 +51,10 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}
+        if whence not in bases:
+            raise ValueError(f"a whence of {whence}")
+        base = bases[whence]
         if base + offset < 0:
             raise ValueError("a position before the start of the file")
         self._position = base + offset

@@ -40,6 +40,6 @@ def _compile(patterns: Sequence[str]) -> Any:
     import pathspec  # only those who filter pay for it
 
     try:
-        return pathspec.PathSpec.from_lines("gitignore", patterns)
+        return pathspec.GitIgnoreSpec.from_lines(patterns)
     except ValueError as why:
         raise UsageError(f"a pattern cannot be used: {why}") from why

@@ -84,6 +84,6 @@ def _address(text: str) -> tuple[str, int]:
         raise UsageError("the target names no host", hint=_FORMS)
     if not port:
         return host, DEFAULT_PORT
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise UsageError("the port is a number from 1 to 65535", hint=_FORMS)
     return host, int(port)

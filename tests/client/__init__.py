@@ -1,0 +1,1 @@
+"""The client: targets, filters, remote files."""

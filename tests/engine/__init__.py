@@ -1,0 +1,1 @@
+"""How bytes are scheduled: what is done with a file, the queue, lanes and exchanges."""

@@ -1,0 +1,227 @@
+"""One worker and its lane: what it keeps in flight, what it asks again, and what it leaves behind when it fails.
+
+Whole transfers are tested with real processes in tests/product.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from headrace.engine.exchange import EXCHANGES
+from headrace.engine.fetch import MAX_BYTES, MAX_REQUESTS, Fetcher
+from headrace.engine.plan import OnExist
+from headrace.engine.progress import Progress
+from headrace.engine.queue import Job
+from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, NotFoundError, StoppedError
+from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk
+from headrace.protocol.paths import RelPath
+from headrace.storage.chunks import hash_bytes
+from headrace.storage.destination import Destination
+
+from .scripted import ScriptedHost
+
+PATIENCE: Final = 10.0
+NOISE: Final = random.Random(5).randbytes(2 * CHUNK_SIZE + 99)
+
+
+@dataclass
+class Told:
+    """What was reported, by name."""
+
+    fetched_: list[str] = field(default_factory=list)
+    same_: list[str] = field(default_factory=list)
+    failed_: dict[str, HeadraceError] = field(default_factory=dict)
+
+    def fetched(self, job: Job) -> None:
+        self.fetched_.append(str(job.source))
+
+    def same(self, job: Job) -> None:
+        self.same_.append(str(job.source))
+
+    def failed(self, job: Job, error: HeadraceError) -> None:
+        self.failed_[str(job.source)] = error
+
+
+class Fetching:
+    """A fetcher with one worker, which runs on a thread of its own; the test is the host."""
+
+    def __init__(self, destination: Destination, pool: ThreadPoolExecutor) -> None:
+        self.host = ScriptedHost()
+        self.host.near.set_timeout(PATIENCE)
+        self.host.stream.set_timeout(PATIENCE)
+        self.told = Told()
+        self.progress = Progress()
+        self.fetcher = Fetcher(
+            destination, EXCHANGES[8], version=8, progress=self.progress, reports=self.told, on_exist=OnExist.SKIP_SAME
+        )
+        self._pool = pool
+
+    def want(self, name: str, content: bytes) -> None:
+        path = RelPath((name.encode(),))
+        entry = Entry(name.encode(), "f", size=len(content), mtime_ns=10**18, mode=0o644, version=bytes(16))
+        self.fetcher.queue.put(Job(path, path, entry))
+
+    def start(self) -> Future[None]:
+        self.fetcher.queue.close()
+        return self._pool.submit(self.fetcher.work, self.host.lane)
+
+    def asked(self) -> GetChunk:
+        request = self.host.asked()
+        assert isinstance(request, GetChunk)
+        return request
+
+    def answer(self, request: GetChunk, content: bytes) -> None:
+        part = content[request.offset : request.offset + request.length]
+        self.host.say(Chunk(request.id, hash_bytes(part)), part)
+
+
+@pytest.fixture
+def fetching(tmp_path: Path) -> Iterator[Fetching]:
+    executor = ThreadPoolExecutor(2)
+    with Destination.open(tmp_path, create=False) as destination:
+        found = Fetching(destination, executor)
+        yield found
+        found.fetcher.queue.cancel()
+        found.host.stream.cut()
+        executor.shutdown()
+        found.fetcher.abandon()
+
+
+def test_small_and_large_files_over_one_lane(fetching: Fetching, tmp_path: Path) -> None:
+    contents = {"a": b"a", "empty": b"", "large": NOISE, "z": b"zz"}
+    for name, content in contents.items():
+        fetching.want(name, content)
+    work = fetching.start()
+    for _ in range(5):
+        request = fetching.asked()
+        fetching.answer(request, contents[request.path.decode()])
+    work.result(PATIENCE)
+    assert fetching.fetcher.failure is None
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents
+    assert sorted(fetching.told.fetched_) == sorted(contents)
+    totals = fetching.progress.totals()
+    assert (totals.files_done, totals.bytes_received) == (4, len(NOISE) + 3)
+    assert totals.first_byte is not None
+
+
+def test_so_many_requests_are_in_flight_and_no_more(fetching: Fetching) -> None:
+    for number in range(MAX_REQUESTS + 10):
+        fetching.want(f"{number:03}", b"x")
+    work = fetching.start()
+    waiting = [fetching.asked() for _ in range(MAX_REQUESTS)]
+    fetching.host.stream.set_timeout(0.05)
+    with pytest.raises(ConnectionLostError):
+        fetching.asked()
+    fetching.host.stream.set_timeout(PATIENCE)
+    assert fetching.host.lane.lock.locked(), "nobody else may use the lane meanwhile"
+    for request in waiting:
+        fetching.answer(request, b"x")
+    for _ in range(10):
+        fetching.answer(fetching.asked(), b"x")
+    work.result(PATIENCE)
+    assert not fetching.host.lane.lock.locked()
+    assert fetching.fetcher.failure is None
+
+
+def test_so_many_bytes_are_in_flight_and_no_more(fetching: Fetching) -> None:
+    content = bytes(MAX_BYTES + 2 * CHUNK_SIZE)
+    fetching.want("large", content)
+    work = fetching.start()
+    waiting = [fetching.asked() for _ in range(MAX_BYTES // CHUNK_SIZE)]
+    fetching.host.stream.set_timeout(0.05)
+    with pytest.raises(ConnectionLostError):
+        fetching.asked()
+    fetching.host.stream.set_timeout(PATIENCE)
+    for request in waiting:
+        fetching.answer(request, content)
+    for _ in range(2):
+        fetching.answer(fetching.asked(), content)
+    work.result(PATIENCE)
+    assert fetching.told.fetched_ == ["large"]
+
+
+def test_a_damaged_chunk_is_asked_for_once_more(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.want("a", b"right")
+    work = fetching.start()
+    request = fetching.asked()
+    fetching.host.say(Chunk(request.id, hash_bytes(b"right")), b"wrong")
+    fetching.answer(fetching.asked(), b"right")
+    work.result(PATIENCE)
+    assert (tmp_path / "a").read_bytes() == b"right"
+    assert fetching.told.failed_ == {}
+
+
+def test_a_chunk_that_is_damaged_twice_fails_its_file_alone(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.want("a", b"right")
+    fetching.want("b", b"other")
+    work = fetching.start()
+    for _ in range(3):
+        request = fetching.asked()
+        if request.path == b"a":
+            fetching.host.say(Chunk(request.id, hash_bytes(b"right")), b"wrong")
+        else:
+            fetching.answer(request, b"other")
+    work.result(PATIENCE)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert isinstance(fetching.told.failed_["a"], IntegrityError)
+    assert fetching.told.fetched_ == ["b"]
+    assert fetching.fetcher.failure is None
+
+
+def test_an_error_fails_its_file_alone(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.want("large", NOISE)
+    fetching.want("b", b"other")
+    work = fetching.start()
+    for _ in range(4):
+        request = fetching.asked()
+        if request.path == b"b":
+            fetching.answer(request, b"other")
+        else:
+            fetching.host.say(Error(request.id, "not_found", "it is gone"))
+    work.result(PATIENCE)
+    assert isinstance(fetching.told.failed_["large"], NotFoundError)
+    assert (tmp_path / "b").read_bytes() == b"other"
+    assert not (tmp_path / "large").exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "nonsense", "close"])
+def test_a_lane_that_fails_is_let_go(fetching: Fetching, how: str) -> None:
+    """Whoever waits for it, the planner in phase 7 say, finds out by its own request."""
+    fetching.want("large", NOISE)
+    work = fetching.start()
+    request = fetching.asked()
+    if how == "cut":
+        fetching.host.stream.cut()
+    elif how == "close":
+        fetching.host.stream.close()
+    else:
+        fetching.host.say(Chunk(request.id + 77, bytes(32)))
+    work.result(PATIENCE)
+    assert isinstance(fetching.fetcher.failure, HeadraceError)
+    assert fetching.host.lane.lock.acquire(timeout=1)
+    assert not fetching.fetcher.queue.put(Job(RelPath((b"x",)), RelPath((b"x",)), Entry(b"x", "f")))
+
+
+def test_the_first_failure_is_the_one_that_counts(fetching: Fetching) -> None:
+    fetching.fetcher.fail(StoppedError("stopped"))
+    fetching.fetcher.fail(ConnectionLostError("which was only the consequence"))
+    assert isinstance(fetching.fetcher.failure, StoppedError)
+
+
+def test_a_cancelled_transfer_ends_its_worker(fetching: Fetching) -> None:
+    fetching.want("large", NOISE)
+    work = fetching.start()
+    request = fetching.asked()
+    fetching.fetcher.fail(StoppedError("stopped"))
+    threading.Thread(target=fetching.host.near.abort).start()
+    work.result(PATIENCE)
+    assert request.offset == 0
+    assert not fetching.host.lane.lock.locked()
