@@ -307,3 +307,22 @@ def test_many_threads_share_the_folders(root: Path) -> None:
     assert not failures and len(os.listdir("/proc/self/fd")) == before
     files = [path for path in root.rglob("*") if path.is_file()]
     assert len(files) == 900 and all(path.name.endswith(f"-{path.read_text()}") for path in files)
+
+
+def test_what_a_file_consists_of(tmp_path: Path) -> None:
+    """Equal means equal to the last byte: not shorter, not longer, not one chunk different."""
+    content = os.urandom(CHUNK_SIZE + 10)
+    hashes = [hash_bytes(content[:CHUNK_SIZE]), hash_bytes(content[CHUNK_SIZE:])]
+    buffer = memoryview(bytearray(CHUNK_SIZE))
+    path = RelPath((b"file",))
+
+    def equal(on_disk: bytes) -> bool:
+        (tmp_path / "file").write_bytes(on_disk)
+        with Destination.open(tmp_path, create=False) as destination:
+            return destination.consists_of(path, len(content), hashes, buffer)
+
+    assert equal(content)
+    assert not equal(content[:-1])
+    assert not equal(content + b"x")
+    assert not equal(b"x" + content[1:])
+    assert not equal(content[:-1] + bytes([content[-1] ^ 1]))

@@ -31,7 +31,7 @@ class Target:
         Raises UsageError, whose message never repeats the code.
         """
         raw = os.fsencode(text)
-        is_url = text.startswith(SCHEME)
+        is_url = text[: len(SCHEME)].lower() == SCHEME
         if is_url:
             raw = raw[len(SCHEME) :]
         authority, _, rest = raw.partition(b"/")

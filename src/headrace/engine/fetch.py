@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -29,7 +28,7 @@ from headrace.errors import (
     from_wire,
 )
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error, GetManifest, ManifestPart
-from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
+from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
 
@@ -304,12 +303,7 @@ class Fetcher:
 
     def _compare_file(self, job: Job, lane: Lane, buffer: memoryview) -> Iterable[Work]:
         remote = self._remote_hashes(job, lane, buffer)
-        with os.fdopen(self._destination.open_read(job.dest), "rb", buffering=0) as file:
-            # Every hash is taken even after a difference: the answer has to be read to its end.
-            equal = True
-            for digest in remote:
-                count = file.readinto(buffer) if equal else 0
-                equal = equal and hash_bytes(buffer[:count]) == digest
+        equal = self._destination.consists_of(job.dest, job.size, remote, buffer)
         if equal:
             self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
             with job.lock:

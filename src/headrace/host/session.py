@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError
+from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.guesses import GuessLimit
 from headrace.host.requests import RequestHandler
 from headrace.protocol.codes import Code
@@ -155,6 +155,8 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
 def _tell(messages: MessageStream, error: HeadraceError) -> None:
     with contextlib.suppress(ConnectionLostError, ssl.SSLError, OSError):
         messages.stream.set_timeout(HANDSHAKE_TIMEOUT)
+        if isinstance(error, LocalDiskError):  # this machine's own trouble; its paths are nobody else's business
+            error = HeadraceError("the host has a problem of its own and cannot go on")
         messages.send(error_message(error))
 
 

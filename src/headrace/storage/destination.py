@@ -9,16 +9,17 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
 from headrace.errors import DestinationExistsError, HeadraceError, LocalDiskError, NotFoundError, ProtocolError
 from headrace.protocol.paths import MAX_NAME, RelPath
+from headrace.storage.chunks import chunk_range, hash_bytes
 from headrace.storage.dirs import DirCache, raise_in_the_way
 from headrace.storage.inflight import cut, is_inflight_name, part_names
 from headrace.storage.oserrors import label, local_error, local_errors
 from headrace.storage.partial import Partial, forget_leftover, write_whole
-from headrace.storage.rawio import stamp
+from headrace.storage.rawio import pread_all, stamp
 
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
@@ -108,6 +109,21 @@ class Destination:
                 os.close(fd)
                 raise LocalDiskError(f"{label(path)} is not a file", hint="Move it away or choose another place.")
             return fd
+
+    def consists_of(self, path: RelPath, size: int, hashes: Sequence[bytes], buffer: memoryview) -> bool:
+        """Whether the file at `path` has `size` bytes and exactly these chunks. buffer: of CHUNK_SIZE bytes."""
+        fd = self.open_read(path)
+        try:
+            with local_errors("read", path):
+                if os.fstat(fd).st_size != size:
+                    return False
+                for index, digest in enumerate(hashes):
+                    offset, length = chunk_range(size, index)
+                    if pread_all(fd, buffer[:length], offset) != length or hash_bytes(buffer[:length]) != digest:
+                        return False
+                return True
+        finally:
+            os.close(fd)
 
     def partial(self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool) -> Partial:
         """The file in flight for `path`: see Partial.open. It outlives this object's descriptors."""
