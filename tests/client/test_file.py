@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -11,6 +12,7 @@ import pytest
 from tests.engine.scripted import ScriptedHost
 
 from headrace.client.file import RemoteFile
+from headrace.engine.lane import Lane
 from headrace.errors import ConnectionLostError, IntegrityError, SourceChangedError
 from headrace.protocol.messages import CHUNK_SIZE, KIB, MIB, READ_SIZE, Chunk, Data, Entry, Error, GetChunk, Read
 from headrace.protocol.paths import RelPath
@@ -28,7 +30,10 @@ class FakeSession:
 
     def __init__(self, host: ScriptedHost, version: int) -> None:
         self.agreed = Agreed(version, frozenset(), "", "", "control", b"p" * 16)
-        self.control = host.lane
+        self._lane = host.lane
+
+    def use(self) -> contextlib.AbstractContextManager[Lane]:
+        return contextlib.nullcontext(self._lane)
 
 
 class Remote:

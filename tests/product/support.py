@@ -389,8 +389,9 @@ class Gate:
         with self._changed:
             return self._allow is not None and self.passed >= self._allow
 
-    def wait_reached(self) -> None:
-        wait_until(lambda: self.reached, "so many bytes on their way")
+    def wait_reached(self, process: Headrace) -> None:
+        """Until so many bytes are on their way to `process`."""
+        process.wait_for("so many bytes on their way", lambda: self.reached)
 
     def open(self) -> None:
         """Lets everything through from here on."""

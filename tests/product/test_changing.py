@@ -80,7 +80,7 @@ def test_a_file_that(change: Callable[[Path], None], protocol: str, tmp_path: Pa
     options = ("--protocol", protocol, "--connections", "1")
     with Host(share, home=tmp_path / "host") as host, Gate(host.port, 10 * MIB) as gate:
         with start_get(gate.address, dest, *options, home=tmp_path / "home") as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             change(share / "file")
             gate.open()
             result = finish(process).check_clean()
@@ -109,7 +109,7 @@ def test_a_file_that_vanishes(path: str, exit_code: int, protocol: str, tmp_path
     options = ("--protocol", protocol, "--connections", "1")
     with Host(share, home=tmp_path / "host") as host, Gate(host.port, 10 * MIB) as gate:
         with start_get(gate.address, dest, *options, home=tmp_path / "home", path=path) as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             (share / "file").unlink()
             gate.open()
             result = finish(process).check_clean()
@@ -160,7 +160,7 @@ def test_what_matches_of_an_older_version_is_kept(tmp_path: Path) -> None:
     make_file(share, noise(SIZE), mtime_ns=T1)
     with Host(share, home=tmp_path / "host") as host, Gate(host.port, 15 * MIB) as gate:
         with start_get(gate.address, dest, "--connections", "1", home=tmp_path / "home") as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             process.wait_for(
                 "the bytes to be taken up",
                 lambda: any(event["bytes_received"] >= 14 * MIB for event in process.of("progress")),

@@ -87,7 +87,7 @@ def payload_of(wire: int) -> int:
 
 def hold_after(gate: Gate, process: Headrace, wire: int) -> None:
     """Waits until the transfer stands still because `wire` bytes passed the gate, all of them taken up."""
-    gate.wait_reached()
+    gate.wait_reached(process)
     process.wait_for("the bytes to be taken up", lambda: received(process) >= payload_of(wire))
 
 
@@ -158,7 +158,7 @@ def test_a_killed_host_is_told_and_when_it_is_back_the_rest_comes(
     dest, options = tmp_path / "dest", ("--protocol", protocol)
     with Host(place / what, home=tmp_path / "host") as host, Gate(host.port, wire) as gate:
         with start_get(gate.address, dest, *options, home=tmp_path / "home") as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             host.kill(signal.SIGKILL)
             host.wait()
             gate.open()
@@ -188,7 +188,7 @@ def test_a_host_that_dies_while_phase_7_lists_ends_the_client(tmp_path: Path) ->
             dest = tmp_path / f"dest {wire}"
             with Gate(host.port, wire) as gate:
                 with start_get(gate.address, dest, "--protocol", "7", home=tmp_path / "home") as process:
-                    gate.wait_reached()
+                    gate.wait_reached(process)
                     gate.cut()
                     finish(process, 10).check_failed(6)
             whole_files(dest, tmp_path / "tree")
@@ -251,7 +251,7 @@ def test_a_signal_stops_a_share_in_order(place: Path, tmp_path: Path, number: in
     wire = 13 * MIB
     with Host(place / "file", home=tmp_path / "host") as host, Gate(host.port, wire) as gate:
         with start_get(gate.address, tmp_path / "dest", home=tmp_path / "home") as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             started = time.monotonic()
             host.kill(number)
             assert host.wait(10) == exit_code
@@ -267,7 +267,7 @@ def test_two_gets_of_the_same_file_do_not_mix(file_host: Host, place: Path, tmp_
     dest = tmp_path / "dest"
     with Gate(file_host.port, 20 * MIB) as gate:
         with start_get(gate.address, dest, home=tmp_path / "one") as first:
-            gate.wait_reached()
+            gate.wait_reached(first)
             wait_until(lambda: leftovers(tmp_path), "the part file")
             second = run_get(file_host.address, dest, home=tmp_path / "two").check_failed(8)
             assert "another headrace" in second.stderr

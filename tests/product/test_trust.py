@@ -114,7 +114,7 @@ def test_the_code_shows_nowhere(place: Path, tmp_path: Path) -> None:
     spellings = [SECRET, SECRET.replace("-", ""), SECRET.upper(), SECRET.replace("-", "").upper()]
     with Host(tmp_path / "big", home=tmp_path / "host", options=["-vv"]) as host, Gate(host.port, 3 * MIB) as gate:
         with start_get(gate.address, tmp_path / "dest", "-vv", home=tmp_path / "home") as process:
-            gate.wait_reached()
+            gate.wait_reached(process)
             shown = Path(f"/proc/{process.pid}/cmdline").read_bytes() + Path(f"/proc/{host.pid}/cmdline").read_bytes()
             gate.open()
             process.wait()

@@ -326,3 +326,27 @@ def test_what_a_file_consists_of(tmp_path: Path) -> None:
     assert not equal(content + b"x")
     assert not equal(b"x" + content[1:])
     assert not equal(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_name_is_given_out_once(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").touch()
+    with Destination.open(tmp_path, create=False) as destination:
+        given = [destination.free_name(RelPath((name,))) for name in (b"a.bin", b"a (1).bin", b"b", b"b")]
+    assert [bytes(path) for path in given] == [b"a (1).bin", b"a (1) (1).bin", b"b", b"b (1)"]
+
+
+def test_a_folder_that_was_there_keeps_its_special_bits(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team").chmod(0o3770)
+    with Destination.open(tmp_path, create=False) as destination:
+        destination.set_times_and_mode(RelPath((b"team",)), mode=0o755, mtime_ns=1)
+        assert stat.S_IMODE((tmp_path / "team").stat().st_mode) == 0o3755
+        tmp_path.chmod(0o1777)
+        destination.set_times_and_mode(ROOT, mode=None, mtime_ns=1)
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
+def test_a_private_folder_is_never_open_to_others(tmp_path: Path) -> None:
+    with Destination.open(tmp_path, create=False) as destination:
+        destination.make_dir(RelPath((b"private",)), mode=0o500)
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700

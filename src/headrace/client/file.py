@@ -90,8 +90,7 @@ class RemoteFile(io.RawIOBase):
         self._next_size = min(self._next_size * 2, CHUNK_SIZE) if sequential and self._position else READ_SIZE
         size = min(max(self._next_size, min(wanted, CHUNK_SIZE)), self._entry.size - self._position)
         buffer = memoryview(bytearray(size))
-        lane = self._session.control
-        with lane.lock:
+        with self._session.use() as lane:
             self._exchange.request(lane, self._path, self._entry.version, self._position, size)
             self._exchange.receive(lane, size, buffer, None)
         self._block, self._block_start = buffer.toreadonly(), self._position

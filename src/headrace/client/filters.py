@@ -26,6 +26,11 @@ class Filters:
             return False
         return self._include is None or bool(self._include.match_file(text))
 
+    def excludes_directory(self, path: RelPath) -> bool:
+        """Whether everything in this directory is left out."""
+        text = bytes(path).decode("utf-8", "surrogateescape") + "/"
+        return self._exclude is not None and bool(self._exclude.match_file(text))
+
     def wants_directory(self, path: RelPath) -> bool:
         """Whether this directory is made even if nothing in it is wanted."""
         if self._include is None and self._exclude is None:

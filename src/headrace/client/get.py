@@ -28,11 +28,13 @@ from headrace.errors import (
     SomeFailedError,
     StoppedError,
     UsageError,
+    printable,
 )
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
-from headrace.protocol.paths import ROOT, RelPath, link_stays_inside, text_fields
+from headrace.protocol.paths import ROOT, BadPathError, RelPath, link_stays_inside, text_fields
 from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
+from headrace.storage.oserrors import local_errors
 
 SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
 RETRY_PAUSE: Final = 0.2  # seconds before a file that changed is looked at again, times the attempt
@@ -59,6 +61,14 @@ class GetOptions:
     links: Links = Links.SAFE
     checksum: bool = False
     connections: int | None = None
+
+    def __post_init__(self) -> None:
+        """Words become what they mean; UsageError for one that means nothing, never a silent default."""
+        try:
+            object.__setattr__(self, "on_exist", OnExist(self.on_exist))
+            object.__setattr__(self, "links", Links(self.links))
+        except ValueError as why:
+            raise UsageError(f"an option cannot be used: {why}") from why
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ class _Place:
 class _Tree:
     """What is set last: directories (their times change with every file in them) and symlinks."""
 
-    directories: list[tuple[RelPath, int, int]] = field(default_factory=list)
+    directories: list[tuple[RelPath, int | None, int]] = field(default_factory=list)
     links: list[tuple[RelPath, bytes, int]] = field(default_factory=list)
 
 
@@ -157,7 +167,15 @@ class Transfer:
     # ---- where to ------------------------------------------------------------------------------------------------
 
     def _place(self, entry: Entry) -> _Place:
+        with local_errors("look at", self._dest or "."):
+            return self._place_of(entry)
+
+    def _place_of(self, entry: Entry) -> _Place:
         name = self._source.name or entry.name
+        chosen_by_host = self._dest is None and not self._source
+        # Such a name must not pick a hidden place, nor lead elsewhere.
+        if chosen_by_host and (name.startswith(b".") or os.path.islink(name)):
+            raise UsageError(f"the share is named {printable(os.fsdecode(name))}", hint="Give a DEST to put it in.")
         if entry.kind == "d":
             if self._dest is None and not name:
                 raise UsageError("the share has no name to put the files under", hint="Give a destination.")
@@ -171,7 +189,10 @@ class Transfer:
         into_folder = not wanted or wanted.endswith(os.sep) or Path(wanted).is_dir()
         root = Path(wanted or ".") if into_folder else Path(wanted).parent
         last = name if into_folder else os.fsencode(Path(wanted).name)
-        return _Place(root, ROOT / (last or b"unnamed"), created=not root.exists())
+        try:
+            return _Place(root, ROOT / (last or b"unnamed"), created=not root.exists())
+        except BadPathError as why:
+            raise UsageError(f"the destination cannot be used: {why}", hint="Choose another name.") from why
 
     # ---- the threads ---------------------------------------------------------------------------------------------
 
@@ -220,12 +241,19 @@ class Transfer:
 
     def _worker(self, fetcher: Fetcher, number: int) -> None:
         with fetcher.carrying():
-            fetcher.work(self._lane(number))
+            lane = self._lane(number)
+            try:
+                fetcher.work(lane)
+            finally:
+                self._session.release(lane)
 
     def _lane(self, number: int) -> Lane:
         """The first worker shares the control lane where nothing else keeps that busy: one connection less to make."""
         shares_control = self._single or self._session.agreed.version < PHASE_BULK
-        return self._session.control if number == 0 and shares_control else self._session.open_lane()
+        if number or not shares_control:
+            return self._session.open_lane()
+        with self._session.use() as lane:
+            return lane
 
     def _planner(self, fetcher: Fetcher, entry: Entry, place: _Place, tree: _Tree) -> None:
         with fetcher.carrying():
@@ -253,7 +281,9 @@ class Transfer:
             self.failed(job, why)
             return
         self.progress.resized(entry.size - job.size)
-        fetcher.queue.put(Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1))
+        again = Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1)
+        if job.replace or self._decided(again):
+            fetcher.queue.put(again)
 
     # ---- planning ------------------------------------------------------------------------------------------------
 
@@ -275,7 +305,7 @@ class Transfer:
             return
         for directory, entries, error in self._session.walk(self._source):
             here = directory.relative_to(self._source)
-            if error:
+            if error and not self._filters.excludes_directory(here):
                 self._failed_path(here, error)
             for child in entries:
                 source, dest = directory / child.name, here / child.name
@@ -295,7 +325,7 @@ class Transfer:
             return
         assert self._destination is not None
         try:
-            self._destination.make_dir(dest)
+            self._destination.make_dir(dest, mode=entry.mode)
         except FILE_ERRORS as why:
             self._failed_path(dest, why)
             return
@@ -304,6 +334,12 @@ class Transfer:
     def _plan_file(self, source: RelPath, dest: RelPath, entry: Entry) -> Iterator[Job]:
         self.progress.found(1, entry.size)
         job = Job(source, dest, entry)
+        if self._decided(job):
+            yield job
+
+    def _decided(self, job: Job) -> bool:
+        """Whether the job is to be fetched; it then says how. Reports what is settled without."""
+        dest, entry = job.dest, job.entry
         try:
             if is_inflight_name(dest.name):
                 raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
@@ -311,7 +347,7 @@ class Transfer:
             action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
             if action is Action.SAME:
                 self._settle_same(job, existing)
-                return
+                return False
             if action is Action.FORBIDDEN:
                 raise DestinationExistsError(f"{dest} exists")
             if action is Action.OCCUPIED:
@@ -319,16 +355,19 @@ class Transfer:
             if action is Action.DIFFERENT:
                 assert self._destination is not None
                 resolve_different(job, self._options.on_exist, self._destination)
+            if action is Action.FETCH and self._options.on_exist is OnExist.RENAME and job.attempt == 1:
+                assert self._destination is not None or self._options.dry_run
+                job.dest = self._destination.free_name(dest) if self._destination else dest
             job.compare = action is Action.COMPARE
         except DestinationExistsError as why:
             if self._options.on_exist is OnExist.FAIL:
                 raise
             self._failed_file(job, why)
-            return
+            return False
         except FILE_ERRORS as why:
             self._failed_file(job, why)
-            return
-        yield job
+            return False
+        return True
 
     def _settle_same(self, job: Job, existing: os.stat_result | None) -> None:
         assert existing is not None and self._destination is not None
@@ -347,7 +386,7 @@ class Transfer:
         for path, target, mtime_ns in tree.links:
             self._make_link(path, target, mtime_ns)
         if not self._single:
-            mode = entry.mode if place.created else stat.S_IMODE(place.root.stat().st_mode)
+            mode = entry.mode if place.created else None  # a folder that the user had keeps its permissions
             tree.directories.insert(0, (ROOT, mode, entry.mtime_ns))
         for path, mode, mtime_ns in reversed(tree.directories):
             with contextlib.suppress(NotFoundError):  # removed by somebody meanwhile: nothing to set
@@ -365,6 +404,10 @@ class Transfer:
                 path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
             )
             self._on_event({"event": "file", **_path(path), "bytes": 0, "action": "link"})
+        except DestinationExistsError as why:
+            if self._options.on_exist is OnExist.FAIL:
+                raise
+            self._failed_path(path, why)
         except (*FILE_ERRORS, _LinkLeavesError) as why:
             self._failed_path(path, why)
 
@@ -377,11 +420,11 @@ class Transfer:
         self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "same"})
 
     def failed(self, job: Job, error: HeadraceError) -> None:
-        self._tell_failure(job.source, error)
+        self._tell_failure(job.dest, error)
 
     def _failed_file(self, job: Job, error: HeadraceError) -> None:
         self.progress.file_failed()
-        self._tell_failure(job.source, error)
+        self._tell_failure(job.dest, error)
 
     def _failed_path(self, path: RelPath, error: HeadraceError) -> None:
         self.progress.file_failed()

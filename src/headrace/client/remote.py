@@ -15,6 +15,7 @@ from headrace.client.get import GetOptions, GetResult, Transfer
 from headrace.client.session import Session
 from headrace.client.target import Target, parse_code
 from headrace.engine.exchange import EXCHANGES
+from headrace.engine.lane import Lane
 from headrace.errors import NotFoundError, SourceChangedError, UsageError
 from headrace.protocol.messages import MIB, Entry
 from headrace.protocol.paths import ROOT, BadPathError, RelPath
@@ -90,12 +91,17 @@ class RemoteShare:
         return sorted(entries, key=lambda found: found.name)
 
     def walk(self, path: str | os.PathLike[str] = "") -> Iterator[FileInfo]:
-        """Every entry below a directory, parents before children. Take them all before asking anything else."""
-        for directory, entries, error in self._session.walk(self._path(path)):
-            if error:
-                raise error
-            for entry in entries:
-                yield info_of(directory / entry.name, entry)
+        """Every entry below a directory, parents before children, as they arrive. Other questions may be asked while
+        it goes on: it has a stream of its own."""
+        lane = self._session.open_lane()
+        try:
+            for directory, entries, error in self._session.walk(self._path(path), lane):
+                if error:
+                    raise error
+                for entry in entries:
+                    yield info_of(directory / entry.name, entry)
+        finally:
+            self._session.release(lane)
 
     def stat(self, path: str | os.PathLike[str] = "") -> FileInfo:
         """What is at `path`; a symlink is not followed."""
@@ -170,10 +176,9 @@ def read_range(session: Session, path: RelPath, offset: int, length: int | None)
         raise NotFoundError(f"{path or 'the share'} is not a file", hint="Only files have bytes to read.")
     end = entry.size if length is None else min(entry.size, offset + length)
     exchange = EXCHANGES[session.agreed.version]
-    lane = session.control
     buffer = memoryview(bytearray(RANGE_PIECE))
     flying: deque[int] = deque()
-    with lane.lock:
+    with session.use() as lane:
         try:
             while offset < end or flying:
                 while offset < end and len(flying) < RANGE_WINDOW:
@@ -187,12 +192,12 @@ def read_range(session: Session, path: RelPath, offset: int, length: int | None)
         except (GeneratorExit, SourceChangedError, NotFoundError):
             # The answers to what was asked already still come; the lane is of use again once they are read.
             for size in flying:
-                _discard(session, size, buffer)
+                _discard(session, lane, size, buffer)
             raise
 
 
-def _discard(session: Session, size: int, buffer: memoryview) -> None:
+def _discard(session: Session, lane: Lane, size: int, buffer: memoryview) -> None:
     try:
-        EXCHANGES[session.agreed.version].receive(session.control, size, buffer, None)
+        EXCHANGES[session.agreed.version].receive(lane, size, buffer, None)
     except (SourceChangedError, NotFoundError):
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,8 @@ class Session:
         self.control = Lane(control)
         self._credential = credential
         self._lanes = [self.control]
+        self._listing_lanes = threading.Lock()
+        self._renewing = threading.Lock()
 
     @classmethod
     def connect(cls, target: Target, *, home: Path | None = None, versions: Versions = Versions()) -> Session:
@@ -148,15 +151,41 @@ class Session:
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
         lane = Lane(stream)
-        self._lanes.append(lane)
+        with self._listing_lanes:
+            self._lanes.append(lane)
         return lane
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[Lane]:
+        """The control lane, for one exchange. One that was left in the middle of an answer is replaced by a new one."""
+        while True:
+            lane = self.control
+            with lane.lock:
+                if lane.idle:
+                    yield lane
+                    return
+            with self._renewing:
+                if self.control is lane:
+                    self.control = self.open_lane()
+                    self.release(lane)
+
+    def _on(self, lane: Lane | None) -> contextlib.AbstractContextManager[Lane]:
+        return self.use() if lane is None else contextlib.nullcontext(lane)
+
+    def release(self, lane: Lane) -> None:
+        """Closes a lane that `open_lane` gave; the control lane stays."""
+        if lane is self.control:
+            return
+        with self._listing_lanes:
+            if lane in self._lanes:
+                self._lanes.remove(lane)
+        _part_with(lane)
 
     # ---- questions -------------------------------------------------------------------------------------------------
 
     def stat(self, path: RelPath) -> Entry:
         """The entry at `path`. Raises NotFoundError, PermissionRefusedError."""
-        with self.control.lock:
-            lane = self.control
+        with self.use() as lane:
             lane.post(Stat(lane.next_id(), bytes(path)))
             answer, _ = lane.answer()
         if isinstance(answer, Error):
@@ -165,10 +194,9 @@ class Session:
             raise ProtocolError("the host answered Stat with something else")
         return _checked(answer.entry, is_root=True)
 
-    def list(self, path: RelPath) -> Iterator[Entries]:
-        """The entries of one directory, in parts. The lane is busy until the last part was taken."""
-        with self.control.lock:
-            lane = self.control
+    def list(self, path: RelPath, on: Lane | None = None) -> Iterator[Entries]:
+        """The entries of one directory, in parts. The lane (`on`, or the control lane) is busy until the last part."""
+        with self._on(on) as lane:
             lane.post(List(lane.next_id(), bytes(path)))
             failure: HeadraceError | None = None
             for _, entries, error in self._parts(lane, path):
@@ -177,17 +205,16 @@ class Session:
             if failure:
                 raise failure
 
-    def walk(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
+    def walk(self, path: RelPath, on: Lane | None = None) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
         """Every directory at and below `path`, parents first: its path, some of its entries, why it cannot be read."""
         if self.agreed.version < PHASE_BULK:
-            yield from self._walk_by_lists(path)
+            yield from self._walk_by_lists(path, on)
             return
-        with self.control.lock:
-            lane = self.control
+        with self._on(on) as lane:
             lane.post(Walk(lane.next_id(), bytes(path)))
             yield from self._parts(lane, path)
 
-    def _walk_by_lists(self, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
+    def _walk_by_lists(self, path: RelPath, on: Lane | None) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
         """Phase 7 has no Walk. The lane is given back between two directories: their files use it too."""
         waiting = [path]
         while waiting:
@@ -195,7 +222,7 @@ class Session:
             parts: Listing = []
             error: HeadraceError | None = None
             try:
-                parts.extend(self.list(directory))
+                parts.extend(self.list(directory, on))
             except HeadraceError as why:
                 if directory == path or not isinstance(why, (NotFoundError, PermissionRefusedError, RemoteIOError)):
                     raise
@@ -207,7 +234,7 @@ class Session:
                 waiting += [directory / entry.name for entry in entries if entry.kind == "d"]
 
     def _parts(self, lane: Lane, path: RelPath) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
-        """The parts of a listing. A caller that stops early leaves the session unusable: it has to be closed."""
+        """The parts of a listing. A caller that stops early leaves the lane unusable; see `use`."""
         while True:
             part, _ = lane.part()
             if isinstance(part, Error):
@@ -242,9 +269,13 @@ class Session:
     def close(self) -> None:
         """Says goodbye and closes every lane."""
         for lane in self._lanes:
-            with contextlib.suppress(ConnectionLostError):
-                lane.messages.send(Goodbye())
-            lane.messages.close()
+            _part_with(lane)
+
+
+def _part_with(lane: Lane) -> None:
+    with contextlib.suppress(ConnectionLostError):
+        lane.messages.send(Goodbye())
+    lane.messages.close()
 
 
 def _checked(entry: Entry, *, is_root: bool = False) -> Entry:

@@ -20,6 +20,11 @@ class Lane:
         self._pending: deque[int] = deque()
         self._unsent: list[Message] = []
 
+    @property
+    def idle(self) -> bool:
+        """Whether every answer was read. A lane that was left in the middle of one is of no further use."""
+        return not self._pending
+
     def next_id(self) -> int:
         """The id for the next request; it must be posted before another one is numbered."""
         self._last_id = self._last_id % 0xFFFFFFFF + 1

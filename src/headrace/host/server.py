@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -79,6 +80,8 @@ class ShareServer:
         self._threads: dict[threading.Thread, TlsStream] = {}
         self._lock = threading.Lock()
         self._stopping = False
+        # A quarter of the descriptors for connections; the rest for the files that they read.
+        self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._accepting = threading.Thread(target=self._accept, name="headrace-accept", daemon=True)
 
     @property
@@ -138,9 +141,9 @@ class ShareServer:
                     threading.Event().wait(0.1)
                 continue
             with self._lock:
-                full = len(self._threads) >= MAX_CONNECTIONS
+                full = len(self._threads) >= self._most
             if full or self._stopping:
-                log.warning("turned %s away: %d connections are open", address[0], MAX_CONNECTIONS)
+                log.warning("turned %s away: %d connections are open", address[0], self._most)
                 sock.close()
                 continue
             self._serve(sock, str(address[0]).removeprefix("::ffff:"))
@@ -156,7 +159,13 @@ class ShareServer:
         thread = threading.Thread(target=self._run, args=(stream, address), name=f"headrace-{address}", daemon=True)
         with self._lock:
             self._threads[thread] = stream
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as why:  # no further thread is allowed here; those that run go on, and so does the share
+            log.warning("turned %s away: %s", address, why)
+            with self._lock:
+                del self._threads[thread]
+            sock.close()
 
     def _run(self, stream: TlsStream, address: str) -> None:
         try:

@@ -76,7 +76,10 @@ class _Policy:
 
     def remember(self, peer: bytes, credential: bytes, agent: str) -> None:
         share = self._share
-        share.peers.add(peer, credential, share.code, share.identity.fingerprint, f"{agent} from {self._address}")
+        try:
+            share.peers.add(peer, credential, share.code, share.identity.fingerprint, f"{agent} from {self._address}")
+        except LocalDiskError as why:
+            log.warning("the pairing with %s lasts only as long as this share: %s", self._address, why)
 
 
 def serve(stream: TlsStream, share: Share, address: str) -> None:

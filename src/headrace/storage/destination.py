@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
@@ -36,6 +37,8 @@ class Destination:
     def __init__(self, root_fd: int) -> None:
         """Takes `root_fd` over."""
         self._dirs = DirCache(root_fd)
+        self._claimed: set[RelPath] = set()
+        self._claiming = threading.Lock()
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], create: bool) -> Self:
@@ -95,10 +98,15 @@ class Destination:
         with self._dirs.open(path.parent, make=True) as fd:
             yield fd
 
-    def make_dir(self, path: RelPath) -> None:
-        """Makes the folder `path` and those above it, if missing; the root is there."""
-        if path:
-            with self.parent(path), self._dirs.open(path, make=True):
+    def make_dir(self, path: RelPath, *, mode: int = 0o777) -> None:
+        """Makes the folder `path` and those above it, if missing; the root is there. mode: permissions at the most
+        (the owner's are added), so that what is private at the source is never open here."""
+        if not path:
+            return
+        with self.parent(path) as above:
+            with local_errors("make the folder", path), contextlib.suppress(FileExistsError):
+                os.mkdir(path.name, mode & 0o777 | 0o700, dir_fd=above)
+            with self._dirs.open(path, make=True):
                 pass
 
     def open_read(self, path: RelPath) -> int:
@@ -172,8 +180,9 @@ class Destination:
             with contextlib.suppress(OSError, NotImplementedError, OverflowError):  # nice to have
                 os.utime(path.name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
 
-    def set_times_and_mode(self, path: RelPath, *, mode: int, mtime_ns: int) -> None:
-        """Permissions (0o777 of them at most) and time of a folder, the root included, or of a file that is there.
+    def set_times_and_mode(self, path: RelPath, *, mode: int | None, mtime_ns: int) -> None:
+        """Permissions (0o777 of them at most; None: as they are) and time of a folder, the root included, or of a file
+        that is there. A folder keeps its setgid and sticky bits.
 
         Raises NotFoundError when it is not.
         """
@@ -181,7 +190,9 @@ class Destination:
             with local_errors("set permissions and time of", path), self._dirs.open(path.parent, make=False) as above:
                 fd = os.open(path.name or b".", _FILE_FLAGS, dir_fd=above)
                 try:
-                    stamp(fd, mode, mtime_ns)
+                    now = os.fstat(fd).st_mode
+                    special = now & 0o7000 if stat.S_ISDIR(now) else 0
+                    stamp(fd, now if mode is None else mode, mtime_ns, special=special)
                 finally:
                     os.close(fd)
         except LocalDiskError as why:
@@ -190,8 +201,17 @@ class Destination:
             raise
 
     def free_name(self, path: RelPath) -> RelPath:
-        """`path` if nothing is there, else the first of `NAME (1).ext`, `NAME (2).ext`, … that is free now."""
-        if self.lstat(path) is None:
+        """`path` if nothing is there, else the first of `NAME (1).ext`, `NAME (2).ext`, … that is free.
+
+        A name is given out once: two files of one transfer never get the same.
+        """
+        with self._claiming:
+            found = self._free_name(path)
+            self._claimed.add(found)
+            return found
+
+    def _free_name(self, path: RelPath) -> RelPath:
+        if self.lstat(path) is None and path not in self._claimed:
             return path
         dot = path.name.rfind(b".")
         if dot <= 0 or len(path.name) - dot > _MAX_EXTENSION:
@@ -200,7 +220,7 @@ class Destination:
         for number in range(1, _MAX_COPIES + 1):
             ending = b" (%d)" % number + extension
             candidate = path.parent / (cut(stem, MAX_NAME - len(ending)) + ending)
-            if self.lstat(candidate) is None:
+            if self.lstat(candidate) is None and candidate not in self._claimed:
                 return candidate
         raise DestinationExistsError(f"there are already {_MAX_COPIES} copies of {label(path)}")
 

@@ -17,7 +17,7 @@ _UNKNOWN: Final = bytes(HASH_SIZE)
 
 # The first part comes early, so that chunks flow while the rest is hashed; later ones are larger: fewer messages.
 FIRST_PART: Final = 4
-NEXT_PART: Final = 64
+NEXT_PART: Final = 16
 
 
 class HashCache:

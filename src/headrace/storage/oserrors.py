@@ -33,7 +33,7 @@ _LOCAL: Final[dict[int, tuple[str, str]]] = {
     errno.EIO: ("the disk reported an error; cannot {}", "The disk may be failing: see the system's log (dmesg)."),
     errno.EFBIG: ("too large for this file system; cannot {}", "FAT32 ends at 4 GiB; choose another file system."),
     errno.ENAMETOOLONG: ("the name is too long for this disk; cannot {}", "Choose a destination nearer the root."),
-    errno.EMFILE: ("too many open files; cannot {}", "Raise the limit (ulimit -n), or use fewer --streams."),
+    errno.EMFILE: ("too many open files; cannot {}", "Raise the limit (ulimit -n), or use fewer --connections."),
     errno.ENFILE: ("too many open files on this machine; cannot {}", f"Close other programs, {_AGAIN}."),
     errno.ENOENT: ("it, or its folder, is not there (any more); cannot {}", f"Leave the destination alone, {_AGAIN}."),
     errno.ENOTDIR: ("something that is no folder is in the way; cannot {}", "Move it away or choose another place."),

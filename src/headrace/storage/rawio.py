@@ -107,10 +107,11 @@ def zero_runs(data: memoryview, offset: int) -> Iterator[tuple[int, int, bool]]:
         yield run, position, kind
 
 
-def stamp(fd: int, mode: int, mtime_ns: int) -> None:
-    """Sets permission bits (0o777 at most: never setuid) and modification time, as far as the file system can."""
+def stamp(fd: int, mode: int, mtime_ns: int, *, special: int = 0) -> None:
+    """Sets permission bits (0o777 at most, never a source's setuid) and modification time, as far as the file system
+    can. special: setgid and sticky bits to set besides."""
     try:
-        os.fchmod(fd, mode & 0o777)
+        os.fchmod(fd, mode & 0o777 | special)
     except OSError as why:
         if why.errno not in _CANNOT_STAMP:
             raise

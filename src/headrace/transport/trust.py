@@ -184,7 +184,10 @@ class Peers:
         return list(self._records.load().values())
 
     def add(self, peer: bytes, credential: bytes, code: Code, fingerprint: bytes, label: str) -> None:
+        """Raises LocalDiskError when it cannot be stored; it counts until the process ends all the same."""
         record = Record.of(peer, credential, code, fingerprint, label)
+        with self._lock:
+            self._known = {**self._known, record.peer: record}
         self._records.change(lambda records: records.__setitem__(record.peer, record))
 
     def forget(self, peer: str) -> bool:
