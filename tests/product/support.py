@@ -446,9 +446,12 @@ class Gate:
             return room
 
     def cut(self) -> None:
-        """Breaks every connection; new ones are still taken."""
+        """Breaks every connection and takes no new ones, as if the host had died."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         with self._changed:
-            socks, self._socks = self._socks, set()
+            socks = set(self._socks)
         for sock in socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -460,14 +463,10 @@ class Gate:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        socks = set(self._socks)
         self.cut()
         for thread in self._threads:
             thread.join(5)
-        for sock in socks:
+        for sock in self._socks:
             sock.close()
 
 

@@ -136,6 +136,7 @@ class Transfer:
         self._fetcher: Fetcher | None = None
         self._destination: Destination | None = None
         self._single = False
+        self._control: Lane | None = None
         self._stopped = threading.Event()
         self._worst: HeadraceError | None = None
         self._lanes = 0
@@ -210,6 +211,8 @@ class Transfer:
         )
         if self._stopped.is_set():
             raise StoppedError("stopped")
+        with self._session.use() as lane:  # one that works; from here on a broken one ends the transfer
+            self._control = lane
         tree = _Tree()
         threads = [threading.Thread(target=self._planner, args=(fetcher, entry, place, tree), name="headrace-plan")]
         threads += [
@@ -252,8 +255,8 @@ class Transfer:
         shares_control = self._single or self._session.agreed.version < PHASE_BULK
         if number or not shares_control:
             return self._session.open_lane()
-        with self._session.use() as lane:
-            return lane
+        assert self._control is not None
+        return self._control
 
     def _planner(self, fetcher: Fetcher, entry: Entry, place: _Place, tree: _Tree) -> None:
         with fetcher.carrying():
@@ -261,8 +264,8 @@ class Transfer:
                 if not fetcher.queue.put(job):
                     return
             self._planned()
-            while not fetcher.queue.drained(timeout=1.0) or fetcher.retries:
-                while fetcher.retries:
+            while not fetcher.failure and (not fetcher.queue.drained(timeout=1.0) or fetcher.retries):
+                while fetcher.retries and not fetcher.failure:
                     self._retry(fetcher, fetcher.retries.popleft())
             fetcher.queue.close()
 
@@ -303,7 +306,7 @@ class Transfer:
         if self._single:
             yield from self._plan_file(self._source, place.path, entry)
             return
-        for directory, entries, error in self._session.walk(self._source):
+        for directory, entries, error in self._session.walk(self._source, self._control):
             here = directory.relative_to(self._source)
             if error and not self._filters.excludes_directory(here):
                 self._failed_path(here, error)

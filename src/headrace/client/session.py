@@ -169,8 +169,18 @@ class Session:
                     self.control = self.open_lane()
                     self.release(lane)
 
-    def _on(self, lane: Lane | None) -> contextlib.AbstractContextManager[Lane]:
-        return self.use() if lane is None else contextlib.nullcontext(lane)
+    @contextlib.contextmanager
+    def _on(self, lane: Lane | None) -> Iterator[Lane]:
+        """The given lane for one exchange, or the control lane. A given one that broke is not replaced: its owner has
+        to hear of it."""
+        if lane is None:
+            with self.use() as control:
+                yield control
+            return
+        with lane.lock:
+            if not lane.idle:
+                raise ConnectionLostError("the connection broke in the middle of an answer")
+            yield lane
 
     def release(self, lane: Lane) -> None:
         """Closes a lane that `open_lane` gave; the control lane stays."""
