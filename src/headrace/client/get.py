@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
 import stat
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace.client.filters import Filters
+from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.session import Session
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import FILE_ERRORS, Fetcher, resolve_different
@@ -36,62 +36,12 @@ from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
 from headrace.storage.oserrors import local_errors
 
+__all__ = ["GetOptions", "GetResult", "Links", "Transfer"]
+
 SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
 RETRY_PAUSE: Final = 0.2  # seconds before a file that changed is looked at again, times the attempt
 
 Event = dict[str, Any]
-
-
-class Links(enum.StrEnum):
-    """Which symlinks are made: those that stay inside the destination, all, or none."""
-
-    SAFE = "safe"
-    ALL = "all"
-    SKIP = "skip"
-
-
-@dataclass(frozen=True, slots=True)
-class GetOptions:
-    """connections: how many for chunks; None chooses."""
-
-    on_exist: OnExist = OnExist.SKIP_SAME
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    dry_run: bool = False
-    links: Links = Links.SAFE
-    checksum: bool = False
-    connections: int | None = None
-
-    def __post_init__(self) -> None:
-        """Words become what they mean; UsageError for one that means nothing, never a silent default."""
-        try:
-            object.__setattr__(self, "on_exist", OnExist(self.on_exist))
-            object.__setattr__(self, "links", Links(self.links))
-        except ValueError as why:
-            raise UsageError(f"an option cannot be used: {why}") from why
-
-
-@dataclass(frozen=True, slots=True)
-class GetResult:
-    """What a transfer did. Sizes in bytes; the fields are those of the `done` event.
-
-    error: set when failed > 0; what the exit code comes from.
-    """
-
-    files: int
-    bytes: int
-    bytes_received: int
-    bytes_reused: int
-    bytes_wire: int
-    seconds: float
-    first_byte_ms: float | None
-    transport: str
-    protocol: int
-    io: str
-    data_plane: str
-    streams: int
-    failed: int
-    error: HeadraceError | None = None
 
 
 @dataclass(frozen=True, slots=True)

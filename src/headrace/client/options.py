@@ -1,0 +1,61 @@
+"""What can be asked of a transfer, and what it answers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from headrace.engine.plan import OnExist
+from headrace.errors import HeadraceError, UsageError
+
+
+class Links(enum.StrEnum):
+    """Which symlinks are made: those that stay inside the destination, all, or none."""
+
+    SAFE = "safe"
+    ALL = "all"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class GetOptions:
+    """connections: how many for chunks; None chooses."""
+
+    on_exist: OnExist = OnExist.SKIP_SAME
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dry_run: bool = False
+    links: Links = Links.SAFE
+    checksum: bool = False
+    connections: int | None = None
+
+    def __post_init__(self) -> None:
+        """Words become what they mean; UsageError for one that means nothing, never a silent default."""
+        try:
+            object.__setattr__(self, "on_exist", OnExist(self.on_exist))
+            object.__setattr__(self, "links", Links(self.links))
+        except ValueError as why:
+            raise UsageError(f"an option cannot be used: {why}") from why
+
+
+@dataclass(frozen=True, slots=True)
+class GetResult:
+    """What a transfer did. Sizes in bytes; the fields are those of the `done` event.
+
+    error: set when failed > 0; what the exit code comes from.
+    """
+
+    files: int
+    bytes: int
+    bytes_received: int
+    bytes_reused: int
+    bytes_wire: int
+    seconds: float
+    first_byte_ms: float | None
+    transport: str
+    protocol: int
+    io: str
+    data_plane: str
+    streams: int
+    failed: int
+    error: HeadraceError | None = None
