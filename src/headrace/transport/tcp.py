@@ -233,7 +233,7 @@ def tune(sock: socket.socket, *, loopback: bool) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        if not loopback:  # there is no bottleneck to find on loopback, and BBR's pacing costs a third of the rate
+        if not loopback:  # there is no bottleneck to find, and pacing can only slow it
             with contextlib.suppress(OSError):  # module not loaded, or not allowed here: the default is fine
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
 
