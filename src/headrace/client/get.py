@@ -230,8 +230,7 @@ class Transfer:
             if isinstance(why, NotFoundError):  # there will be nothing to resume
                 assert self._destination is not None
                 self._destination.forget_partial(job.dest)
-            self.progress.file_failed()
-            self.failed(job, why)
+            self._failed_path(job.dest, why)
             return
         self.progress.resized(entry.size - job.size)
         again = Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1)
@@ -315,10 +314,10 @@ class Transfer:
         except DestinationExistsError as why:
             if self._options.on_exist is OnExist.FAIL:
                 raise
-            self._failed_file(job, why)
+            self._failed_path(job.dest, why)
             return False
         except FILE_ERRORS as why:
-            self._failed_file(job, why)
+            self._failed_path(job.dest, why)
             return False
         return True
 
@@ -373,10 +372,6 @@ class Transfer:
         self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "same"})
 
     def failed(self, job: Job, error: HeadraceError) -> None:
-        self._tell_failure(job.dest, error)
-
-    def _failed_file(self, job: Job, error: HeadraceError) -> None:
-        self.progress.file_failed()
         self._tell_failure(job.dest, error)
 
     def _failed_path(self, path: RelPath, error: HeadraceError) -> None:

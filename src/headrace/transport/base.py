@@ -39,7 +39,6 @@ class Connection(Protocol):
     transport: str  # "tcp" or "quic"
     fingerprint: bytes  # SHA-256 of the certificate that the peer proved to own
     address: tuple[str, int]
-    authenticates_streams: bool  # False: each new stream repeats the handshake of protocol.session
 
     def open_stream(self) -> Stream:
         """A new stream to the same peer. Raises UnreachableError, CertificateChangedError."""

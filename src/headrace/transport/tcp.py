@@ -248,7 +248,6 @@ class TcpConnection:
     """A client's connection: dials one TLS connection for each stream, all to the same certificate."""
 
     transport = "tcp"
-    authenticates_streams = False
 
     def __init__(self, address: tuple[str, int], *, pin: bytes | None, timeout: float = CONNECT_TIMEOUT) -> None:
         """Dials the first stream. pin: the only fingerprint to accept; None accepts any and then stays with it.
