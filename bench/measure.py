@@ -18,6 +18,7 @@ from bench.process import BenchError, Child, Command, NotInstalledError, tail
 
 TIMEOUT: Final = 600.0  # seconds for one run
 SAMPLE_EVERY: Final = 0.05  # seconds between two looks at the memory
+_TOUCH: Final = 1 << 20  # bytes
 SETTLE_TIMEOUT: Final = 2.0  # seconds for a server's processes for one client to end after the client
 
 
@@ -174,6 +175,7 @@ def compare(
     path is no true copy. A peer that cannot start gets a result that says why; any later failure ends it all.
     """
     results = [Result(peer.name, amount) for peer in peers]
+    size = source.stat().st_size if source.is_file() else sum(p.stat().st_size for p in source.rglob("*"))
     with ExitStack() as stack:
         for peer, result in zip(peers, results, strict=True):
             stack.callback(peer.stop)
@@ -190,19 +192,34 @@ def compare(
             for peer, result in zip(peers, results, strict=True):
                 if result.missing:
                     continue
-                sample = _copy(peer, source.name, folder, check)
+                sample = _copy(peer, source.name, folder, size, check)
                 tell(f"  {peer.name:<16}{sample.seconds:8.2f} s")
                 if number:
                     result.samples.append(sample)
     return results
 
 
-def _copy(peer: Peer, name: str, folder: Path, check: Callable[[Path], None]) -> Sample:
+def touch_memory(folder: Path, size: int) -> None:
+    """Writes and removes `size` bytes, so that the run after it finds memory that the machine really has.
+
+    A virtual machine may give freed memory back to its host ("free page reporting"). Whoever writes to it next waits
+    for the host: here 4 s a GiB instead of 0.5 s, and who that is depends on how long the memory lay idle. Without
+    this the figures say more about the order of the cases than about the cases.
+    """
+    piece = memoryview(bytes(_TOUCH))
+    with (folder / "touch").open("wb", buffering=0) as file:
+        for start in range(0, size, _TOUCH):
+            file.write(piece[: size - start])
+    (folder / "touch").unlink()
+
+
+def _copy(peer: Peer, name: str, folder: Path, size: int, check: Callable[[Path], None]) -> Sample:
     dest = folder / "copies"
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir()
     try:
         peer.before_run()
+        touch_memory(folder, size)
         sample = run(peer.command(name, dest), server=peer.server, log=folder / "command.log")
         check(dest / name)
     except BenchError as why:

@@ -49,7 +49,7 @@ from headrace.storage.tree import SharedTree
 from headrace.transport import tcp
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import TlsStream, client_context, server_context
+from headrace.transport.tcp import TcpStream, client_context, server_context
 from headrace.transport.trust import Peers
 
 CODE: Final = Code.parse("7k2m-xq4c-9dht")
@@ -67,22 +67,22 @@ class Host:
     context: ssl.SSLContext
     events: list[Event] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
-    open: list[TlsStream] = field(default_factory=list)
+    open: list[TcpStream] = field(default_factory=list)
     now: float = 1000.0
 
-    def connect(self, address: str = ADDRESS, **changed: Any) -> TlsStream:
+    def connect(self, address: str = ADDRESS, **changed: Any) -> TcpStream:
         """A stream to it, before TLS; a thread of the host serves the other end."""
         near, far = socket.socketpair()
-        there = TlsStream(far, self.context, server=True)
+        there = TcpStream(far, self.context, server=True)
         share = replace(self.share, **changed)
         thread = threading.Thread(target=serve, args=(there, share, address))
         self.threads.append(thread)
         thread.start()
-        here = TlsStream(near, client_context(), server=False, timeout=PATIENCE)
+        here = TcpStream(near, client_context(), server=False, timeout=PATIENCE)
         self.open += [here, there]
         return here
 
-    def greet(self, stream: TlsStream | None = None, **handshake: Any) -> tuple[MessageStream, Agreed]:
+    def greet(self, stream: TcpStream | None = None, **handshake: Any) -> tuple[MessageStream, Agreed]:
         """A session with it. handshake: what is other than a client with the right code would have it."""
         stream = stream or self.connect()
         stream.handshake()
@@ -545,10 +545,10 @@ def test_over_loopback(host: Host) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
-    thread = threading.Thread(target=serve, args=(TlsStream(far, host.context, server=True), host.share, ADDRESS))
+    thread = threading.Thread(target=serve, args=(TcpStream(far, host.context, server=True), host.share, ADDRESS))
     host.threads.append(thread)
     thread.start()
-    messages, agreed = host.greet(TlsStream(near, client_context(), server=False))
+    messages, agreed = host.greet(TcpStream(near, client_context(), server=False))
     assert agreed.name == "footage"
     messages.send(Ping(1))
     assert messages.expect() == (Pong(1), 0)

@@ -44,7 +44,7 @@ from headrace.protocol.session import Agreed, ClientHandshake, HostHandshake, Ve
 from headrace.storage.chunks import hash_bytes
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import ALPN, TlsStream, client_context, server_context, tune
+from headrace.transport.tcp import ALPN, TcpStream, client_context, server_context, tune
 
 from .support import CODE, give_identity
 
@@ -126,7 +126,7 @@ class ScriptedHost:
         self.root = root or Entry(b"hostile", "d", mtime_ns=MTIME, mode=0o755)
         self.asked: list[Message] = []
         self.failures: list[BaseException] = []
-        self._streams: list[TlsStream] = []
+        self._streams: list[TcpStream] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -146,11 +146,11 @@ class ScriptedHost:
             except OSError:
                 return
             tune(sock, loopback=True)
-            stream = TlsStream(sock, self._context, server=True)
+            stream = TcpStream(sock, self._context, server=True)
             self._streams.append(stream)
             self._start(self._serve, stream)
 
-    def _serve(self, stream: TlsStream) -> None:
+    def _serve(self, stream: TcpStream) -> None:
         messages = MessageStream(stream)
         try:
             stream.handshake()
@@ -266,7 +266,7 @@ class ScriptedClient:
     def __init__(self, port: int, *, timeout: float = 10.0) -> None:
         sock = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         tune(sock, loopback=True)
-        self.stream = TlsStream(sock, client_context(), server=False, timeout=timeout)
+        self.stream = TcpStream(sock, client_context(), server=False, timeout=timeout)
         self.stream.handshake(timeout)
         self.messages = MessageStream(self.stream)
         self._id = 0

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.transport.framed import PIECE
+
 from .support import (
     CHUNK,
     MIB,
@@ -81,8 +83,8 @@ def received(process: Headrace) -> int:
 
 def payload_of(wire: int) -> int:
     """At least so many bytes of a large file are taken up when so many came over the wire: TLS and frames cost under
-    2 %, and on two lanes up to half a MiB may lie in pieces that are not whole yet."""
-    return int(wire * 0.98) - MIB // 2
+    2 %, and on two lanes there may be one piece each that is not whole yet."""
+    return int(wire * 0.98) - 2 * PIECE
 
 
 def hold_after(gate: Gate, process: Headrace, wire: int, payload: int) -> None:

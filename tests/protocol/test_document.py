@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from headrace.errors import BY_CODE
-from headrace.protocol import frames, messages, pake, paths, session
+from headrace.protocol import frames, messages, pake, paths, sealed, session
 from headrace.protocol.messages import BY_TYPE, Entry, Message
 
 from . import make_vectors, test_vectors
@@ -106,7 +106,7 @@ def test_every_error_with_its_exit_code() -> None:
 
 
 def test_every_feature() -> None:
-    assert set(rows(section("Phases and features"))) >= set(session.FEATURES)
+    assert set(rows(section("Phases and features"))) >= {*session.FEATURES, session.SEALED}
 
 
 def test_limits() -> None:
@@ -129,6 +129,8 @@ def test_sizes() -> None:
         (rows(section("`auth-pake-confirm`"))["mac"], pake.KEY_SIZE),
         (rows(section("`granted`"))["mac"], pake.KEY_SIZE),
         (rows(section("`auth-credential`"))["peer"], pake.PEER_SIZE),
+        (rows(section("`hello`"))["seal"], session.SEAL_SIZE),
+        (rows(section("`granted`"))["seal"], session.SEAL_SIZE),
         (rows(section("`chunk`"))["hash"], messages.HASH_SIZE),
         (rows(section("Entries"))["version"], messages.VERSION_SIZE),
     ):
@@ -159,3 +161,11 @@ def test_it_opens_with_terminology() -> None:
 def test_the_files_that_it_names_exist() -> None:
     for name in re.findall(r"`((?:tests|headrace)/[\w/.]+)`", TEXT):
         assert (ROOT / name).exists() or (ROOT / "src" / name).exists(), name
+
+
+def test_sealed_records() -> None:
+    text = section("Sealed records")
+    assert f"0 to {sealed.RECORD} ({sealed.RECORD // 1024} KiB)" in text
+    assert f"After {sealed.REKEY_AFTER} records" in text
+    assert f"at most {sealed.REKEY_AFTER * sealed.RECORD >> 30} GiB" in text
+    assert f"tag, {sealed.TAG} bytes" in text

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,8 +44,11 @@ from headrace.protocol.messages import (
     Welcome,
 )
 from headrace.protocol.session import (
+    FEATURES,
     MAX_FEATURES,
     MAX_WORD,
+    SEAL_SIZE,
+    SEALED,
     ClientHandshake,
     HostHandshake,
     State,
@@ -622,3 +626,64 @@ def test_secrets_are_never_shown(ours: dict[str, Any], theirs: dict[str, Any], t
     things: list[object] = [client, host, client.agreed, host.agreed, client._keys, host._keys]
     things += [client._exchange, said.client_error, said.host_error, CODE, *(message for _, message in said.said)]
     assert_nothing_shown(secrets, things)
+
+
+# ---- the secret for sealed records ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way_in", ["code", "credential"])
+def test_both_sides_hold_the_same_fresh_secret(way_in: str) -> None:
+    seen = set()
+    for _ in range(3):
+        offer: dict[str, Any] = {"features": (*FEATURES, SEALED)}
+        client = make_client(**offer, **(KNOWN if way_in == "credential" else {}))
+        host = make_host(known_policy(), **offer)
+        assert talk(client, host).host_error is None
+        assert client.agreed and host.agreed
+        assert len(client.agreed.seal) == 2 * SEAL_SIZE
+        assert client.agreed.seal == host.agreed.seal
+        assert SEALED in client.agreed.features & host.agreed.features
+        seen.add(client.agreed.seal)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "versions"),
+    [
+        ((SEALED,), (), Versions()),
+        ((), (SEALED,), Versions()),
+        ((), (), Versions()),
+        ((SEALED,), (SEALED,), Versions(7, 7)),
+    ],
+)
+def test_no_secret_where_one_side_or_the_phase_has_none(
+    ours: tuple[str, ...], theirs: tuple[str, ...], versions: Versions
+) -> None:
+    client, host = make_client(features=ours, versions=versions), make_host(features=theirs)
+    said = talk(client, host)
+    assert client.agreed and host.agreed
+    assert client.agreed.seal == host.agreed.seal == b""
+    assert SEALED not in client.agreed.features | host.agreed.features
+    assert not [message for message in said.of("host") if isinstance(message, Granted) and message.seal]
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_secret_of_the_wrong_size_is_refused(size: int) -> None:
+    def tamper(side: str, message: Message) -> Message:
+        spoilt = side == whose and isinstance(message, (Hello, Granted))
+        return msgspec.structs.replace(message, seal=bytes(size)) if spoilt else message
+
+    for whose in ("client", "host"):
+        client, host = make_client(features=(SEALED,)), make_host(features=(SEALED,))
+        said = talk(client, host, tamper)
+        assert isinstance(said.host_error if whose == "client" else said.client_error, ProtocolError)
+
+
+def test_the_secret_is_in_no_repr() -> None:
+    client, host = make_client(features=(SEALED,)), make_host(features=(SEALED,))
+    said = talk(client, host)
+    assert client.agreed and len(client.agreed.seal) == 64
+    shown = repr((said, client.agreed, host.agreed))
+    for half in (client.agreed.seal[:32], client.agreed.seal[32:]):
+        assert repr(half)[2:-1] not in shown
+        assert half.hex() not in shown

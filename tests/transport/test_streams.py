@@ -9,18 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from headrace.errors import CertificateChangedError, ConnectionLostError, UnreachableError
+from headrace.errors import CertificateChangedError, ConnectionLostError, ProtocolError, UnreachableError
 from headrace.protocol.messages import KIB
 from headrace.transport import tcp
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import TcpConnection, TlsStream, client_context, server_context
+from headrace.transport.tcp import TcpConnection, TcpStream, client_context, server_context
 
 from .contract import PATIENCE, Connect, StreamContract, pool, receive, receive_all
 from .memory import Faults, MemoryStream, memory_pair
+
+SECRET: Final = bytes(range(64))
 
 __all__ = ["pool"]  # a fixture
 
@@ -72,11 +74,11 @@ def two_sockets() -> tuple[socket.socket, socket.socket]:
 
 def connect_tls(
     sockets: tuple[socket.socket, socket.socket], identity: Identity, faults: Faults | None = None
-) -> tuple[TlsStream, TlsStream]:
+) -> tuple[TcpStream, TcpStream]:
     """A client and a server after the TLS handshake. The faults begin then."""
     near, far = (FaultySocket(sock) for sock in sockets)
-    client = TlsStream(near, client_context(), server=False, timeout=PATIENCE)
-    server = TlsStream(far, server_context(str(identity.file)), server=True, timeout=PATIENCE)
+    client = TcpStream(near, client_context(), server=False, timeout=PATIENCE)
+    server = TcpStream(far, server_context(str(identity.file)), server=True, timeout=PATIENCE)
     shaking = threading.Thread(target=server.handshake)
     shaking.start()
     client.handshake()
@@ -97,7 +99,7 @@ class TestTlsOverSocketPair(StreamContract):
     def connect(self, identity: Identity) -> Iterator[Connect]:
         with contextlib.ExitStack() as stack:
 
-            def make(faults: Faults | None = None) -> tuple[TlsStream, TlsStream]:
+            def make(faults: Faults | None = None) -> tuple[TcpStream, TcpStream]:
                 pair = connect_tls(socket.socketpair(), identity, faults)
                 for stream in pair:
                     stack.callback(stream.close)
@@ -107,12 +109,59 @@ class TestTlsOverSocketPair(StreamContract):
             yield make
 
 
+class TestSealedOverLoopback(StreamContract):
+    @pytest.fixture
+    def connect(self, identity: Identity) -> Iterator[Connect]:
+        with contextlib.ExitStack() as stack:
+
+            def make(faults: Faults | None = None) -> tuple[TcpStream, TcpStream]:
+                pair = connect_tls(two_sockets(), identity, faults)
+                for stream in pair:
+                    stream.seal(SECRET)
+                    stack.callback(stream.close)
+                    stack.callback(stream.abort)
+                return pair
+
+            yield make
+
+    def test_bytes_that_came_close_behind_the_handshake_are_read(self, identity: Identity) -> None:
+        client, server = connect_tls(two_sockets(), identity)
+        try:
+            server.send(b"the last words inside TLS")
+            server.seal(SECRET)
+            server.send(b"the first outside")
+            assert receive(client, 25) == b"the last words inside TLS"
+            client.seal(SECRET)
+            assert receive(client, 17) == b"the first outside"
+        finally:
+            client.abort()
+            server.abort()
+            client.close()
+            server.close()
+
+    def test_a_peer_that_goes_on_with_tls_is_refused(self, identity: Identity) -> None:
+        client, server = connect_tls(two_sockets(), identity)
+        try:
+            server.send(b"one, two")
+            assert receive(client, 3) == b"one"
+            with pytest.raises(ProtocolError, match="went on with TLS"):
+                client.seal(SECRET)
+            with pytest.raises(ProtocolError, match="already"):
+                server.seal(SECRET)
+                server.seal(SECRET)
+        finally:
+            client.abort()
+            server.abort()
+            client.close()
+            server.close()
+
+
 class TestTlsOverLoopback(StreamContract):
     @pytest.fixture
     def connect(self, identity: Identity) -> Iterator[Connect]:
         with contextlib.ExitStack() as stack:
 
-            def make(faults: Faults | None = None) -> tuple[TlsStream, TlsStream]:
+            def make(faults: Faults | None = None) -> tuple[TcpStream, TcpStream]:
                 pair = connect_tls(two_sockets(), identity, faults)
                 for stream in pair:
                     stack.callback(stream.close)
@@ -176,7 +225,7 @@ def test_both_ends_agree_on_tls_1_3_and_headrace(identity: Identity) -> None:
     client, server = connect_tls(socket.socketpair(), identity)
     assert client.speaks_headrace
     assert server.speaks_headrace
-    assert client._tls.version() == server._tls.version() == "TLSv1.3"
+    assert client._tls.tls.version() == server._tls.tls.version() == "TLSv1.3"
     assert client.fingerprint == identity.fingerprint
     assert server.fingerprint == b""  # clients show none
     client.close()
@@ -185,7 +234,7 @@ def test_both_ends_agree_on_tls_1_3_and_headrace(identity: Identity) -> None:
 
 def test_the_server_refuses_tls_1_2(identity: Identity, pool: ThreadPoolExecutor) -> None:
     near, far = socket.socketpair()
-    server = TlsStream(far, server_context(str(identity.file)), server=True)
+    server = TcpStream(far, server_context(str(identity.file)), server=True)
     shaking = pool.submit(server.handshake)
     with pytest.warns(DeprecationWarning):
         old = client_context()
@@ -205,9 +254,9 @@ def test_the_client_refuses_tls_1_2(identity: Identity, pool: ThreadPoolExecutor
     old = server_context(str(identity.file))
     old.minimum_version = ssl.TLSVersion.TLSv1_2
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    server = TlsStream(far, old, server=True)
+    server = TcpStream(far, old, server=True)
     shaking = pool.submit(server.handshake)
-    client = TlsStream(near, client_context(), server=False)
+    client = TcpStream(near, client_context(), server=False)
     with pytest.raises(ssl.SSLError):
         client.handshake()
     with pytest.raises(ssl.SSLError):
@@ -246,7 +295,7 @@ def test_the_tls_handshake_has_a_deadline_however_the_other_side_dribbles(
     near.send(b"\x16\x03\x01\x01\x00\x01\x00")  # the beginning of a ClientHello
     dribbling = FaultySocket(far)
     dribbling.piece = 1
-    server = TlsStream(dribbling, server_context(str(identity.file)), server=True)
+    server = TcpStream(dribbling, server_context(str(identity.file)), server=True)
     with pytest.raises(TimeoutError):
         server.handshake(10.0)
     assert server.bytes_in <= 3
@@ -283,7 +332,7 @@ def test_a_deadline_ends_a_receive_that_gets_nothing(identity: Identity) -> None
 
 def test_closing_before_the_handshake_is_harmless(identity: Identity) -> None:
     near, far = socket.socketpair()
-    server = TlsStream(far, server_context(str(identity.file)), server=True)
+    server = TcpStream(far, server_context(str(identity.file)), server=True)
     server.close()
     assert near.recv(10) == b""
     near.close()
@@ -340,7 +389,7 @@ def echo(identity: Identity, *, alpn: str = tcp.ALPN) -> Callable[[socket.socket
     def answer(sock: socket.socket) -> None:
         context = server_context(str(identity.file))
         context.set_alpn_protocols([alpn])
-        stream = TlsStream(sock, context, server=True)
+        stream = TcpStream(sock, context, server=True)
         stream.handshake()
         buffer = memoryview(bytearray(1000))
         while count := stream.recv_into(buffer):
@@ -417,7 +466,7 @@ def test_an_old_tls_is_not_headrace(identity: Identity) -> None:
         context = server_context(str(identity.file))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = ssl.TLSVersion.TLSv1_2
-        TlsStream(sock, context, server=True).handshake()
+        TcpStream(sock, context, server=True).handshake()
 
     with Listener(answer) as host, pytest.raises(UnreachableError):
         TcpConnection(host.address, pin=None)

@@ -166,7 +166,7 @@ class Transfer:
         tree = _Tree()
         threads = [threading.Thread(target=self._planner, args=(fetcher, entry, place, tree), name="headrace-plan")]
         threads += [
-            threading.Thread(target=self._worker, args=(fetcher, number), name=f"headrace-get-{number}")
+            threading.Thread(target=self._worker, args=(fetcher, entry), name=f"headrace-get-{number}")
             for number in range(self._connections(entry))
         ]
         self._lanes = len(threads) - 1
@@ -185,25 +185,27 @@ class Transfer:
             raise fetcher.failure
         self._finish_tree(tree, place, entry)
 
+    def _shares_control(self, entry: Entry) -> bool:
+        """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""
+        return self._session.agreed.version < PHASE_BULK or (self._single and entry.size <= SMALL_TRANSFER)
+
     def _connections(self, entry: Entry) -> int:
-        if self._session.agreed.version < PHASE_BULK or (self._single and entry.size <= SMALL_TRANSFER):
+        if self._shares_control(entry):
             return 1
         if self._options.connections:
             return self._options.connections
         return min(2, os.cpu_count() or 1)
 
-    def _worker(self, fetcher: Fetcher, number: int) -> None:
+    def _worker(self, fetcher: Fetcher, entry: Entry) -> None:
         with fetcher.carrying():
-            lane = self._lane(number)
+            lane = self._lane(entry)
             try:
                 fetcher.work(lane)
             finally:
                 self._session.release(lane)
 
-    def _lane(self, number: int) -> Lane:
-        """The first worker shares the control lane where nothing else keeps that busy: one connection less to make."""
-        shares_control = self._single or self._session.agreed.version < PHASE_BULK
-        if number or not shares_control:
+    def _lane(self, entry: Entry) -> Lane:
+        if not self._shares_control(entry):
             return self._session.open_lane()
         assert self._control is not None
         return self._control

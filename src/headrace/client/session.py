@@ -32,6 +32,7 @@ from headrace.errors import (
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
     PHASE_BULK,
+    ROLE_CONTROL,
     ROLE_DATA,
     Entry,
     Error,
@@ -44,7 +45,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import Agreed, ClientHandshake, Versions
+from headrace.protocol.session import FEATURES, SEALED, Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
 from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
 from headrace.transport.trust import Pins
@@ -107,27 +108,12 @@ class Session:
 
     @classmethod
     def _with_credential(cls, connection: TcpConnection, credential: Credential, versions: Versions) -> Session:
-        handshake = ClientHandshake(
-            fingerprint=connection.fingerprint,
-            entropy=os.urandom,
-            peer=credential.peer,
-            credential=credential.secret,
-            versions=versions,
-            agent=f"headrace {__version__}",
-        )
-        stream, agreed = _handshake(connection, handshake)
+        stream, agreed = _handshake(connection, versions, credential=credential)
         return cls(connection, stream, agreed, credential)
 
     @classmethod
     def _with_code(cls, connection: TcpConnection, code: Code, versions: Versions, pins: Pins, label: str) -> Session:
-        handshake = ClientHandshake(
-            fingerprint=connection.fingerprint,
-            entropy=os.urandom,
-            code=code,
-            versions=versions,
-            agent=f"headrace {__version__}",
-        )
-        stream, agreed = _handshake(connection, handshake)
+        stream, agreed = _handshake(connection, versions, code=code)
         assert agreed.keys is not None
         try:
             pins.add(agreed.keys, code, connection.fingerprint, label)
@@ -137,17 +123,9 @@ class Session:
 
     def open_lane(self) -> Lane:
         """A further stream to the same share, for chunks. Blocks for the handshake."""
-        handshake = ClientHandshake(
-            fingerprint=self.connection.fingerprint,
-            entropy=os.urandom,
-            peer=self._credential.peer,
-            credential=self._credential.secret,
-            versions=Versions(self.agreed.version, self.agreed.version),
-            agent=f"headrace {__version__}",
-            role=ROLE_DATA,
-        )
+        versions = Versions(self.agreed.version, self.agreed.version)
         try:
-            stream, _ = _handshake(self.connection, handshake)
+            stream, _ = _handshake(self.connection, versions, credential=self._credential, role=ROLE_DATA)
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
         lane = Lane(stream)
@@ -314,17 +292,40 @@ def _dial(address: tuple[str, int], pin: bytes | None, share: str) -> TcpConnect
         raise
 
 
-def _handshake(connection: TcpConnection, handshake: ClientHandshake) -> tuple[MessageStream, Agreed]:
+def _handshake(
+    connection: TcpConnection,
+    versions: Versions,
+    *,
+    code: Code | None = None,
+    credential: Credential | None = None,
+    role: str = ROLE_CONTROL,
+) -> tuple[MessageStream, Agreed]:
     """Runs the handshake on a new stream; closes the stream when it fails."""
-    messages = MessageStream(connection.open_stream())
+    handshake = ClientHandshake(
+        fingerprint=connection.fingerprint,
+        entropy=os.urandom,
+        code=code,
+        peer=credential.peer if credential else b"",
+        credential=credential.secret if credential else None,
+        versions=versions,
+        # Only bulk is worth what it takes to seal.
+        features=(*FEATURES, SEALED) if role == ROLE_DATA else FEATURES,
+        agent=f"headrace {__version__}",
+        role=role,
+    )
+    stream = connection.open_stream()
+    messages = MessageStream(stream)
     try:
-        messages.stream.set_timeout(HANDSHAKE_TIMEOUT)
+        stream.set_timeout(HANDSHAKE_TIMEOUT)
+        stream.set_deadline(HANDSHAKE_TIMEOUT)
         messages.send_all(handshake.start())
         while handshake.agreed is None:
             message, payload = messages.expect()
             if payload:
                 raise ProtocolError("a payload in the handshake")
             messages.send_all(handshake.receive(message))
+        if handshake.agreed.seal:
+            stream.seal(handshake.agreed.seal)
     except ConnectionLostError as why:
         messages.close()
         raise UnreachableError(f"the host hung up before it let us in: {why.message}") from why
@@ -332,5 +333,6 @@ def _handshake(connection: TcpConnection, handshake: ClientHandshake) -> tuple[M
         messages.close()
         raise
     messages.enter_session()
-    messages.stream.set_timeout(STALL_TIMEOUT)
+    stream.set_deadline(None)
+    stream.set_timeout(STALL_TIMEOUT)
     return messages, handshake.agreed

@@ -24,7 +24,7 @@ from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
 from headrace.storage.tree import SharedTree
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import TlsStream, is_loopback, server_context, tune
+from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
 from headrace.transport.trust import Peers
 
 log = logging.getLogger("headrace.host")
@@ -77,7 +77,7 @@ class ShareServer:
         self._listener = _listen(bind, port)
         self.port: int = self._listener.getsockname()[1]
         self._bind = bind
-        self._threads: dict[threading.Thread, TlsStream] = {}
+        self._threads: dict[threading.Thread, TcpStream] = {}
         self._lock = threading.Lock()
         self._stopping = False
         # A quarter of the descriptors for connections; the rest for the files that they read.
@@ -151,7 +151,7 @@ class ShareServer:
     def _serve(self, sock: socket.socket, address: str) -> None:
         try:
             tune(sock, loopback=is_loopback(sock))
-            stream = TlsStream(sock, self._context, server=True)
+            stream = TcpStream(sock, self._context, server=True)
         except (OSError, ssl.SSLError) as why:  # it hung up already
             log.debug("connection from %s ended at once: %s", address, why)
             sock.close()
@@ -167,7 +167,7 @@ class ShareServer:
                 del self._threads[thread]
             sock.close()
 
-    def _run(self, stream: TlsStream, address: str) -> None:
+    def _run(self, stream: TcpStream, address: str) -> None:
         try:
             serve(stream, self._share, address)
         except Exception:

@@ -16,12 +16,12 @@ from headrace.host.guesses import GuessLimit
 from headrace.host.requests import RequestHandler
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
-from headrace.protocol.session import Agreed, HostHandshake, Versions, error_message
+from headrace.protocol.session import FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
 from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import TlsStream
+from headrace.transport.tcp import TcpStream
 from headrace.transport.trust import Peers
 
 log = logging.getLogger("headrace.host")
@@ -82,7 +82,7 @@ class _Policy:
             log.warning("the pairing with %s lasts only as long as this share: %s", self._address, why)
 
 
-def serve(stream: TlsStream, share: Share, address: str) -> None:
+def serve(stream: TcpStream, share: Share, address: str) -> None:
     """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
     messages = MessageStream(stream)
     try:
@@ -90,6 +90,8 @@ def serve(stream: TlsStream, share: Share, address: str) -> None:
         stream.set_deadline(HANDSHAKE_TIMEOUT)
         stream.handshake(HANDSHAKE_TIMEOUT)
         agreed = _handshake(messages, share, address)
+        if agreed.seal:
+            stream.seal(agreed.seal)
         stream.set_deadline(None)
         stream.set_timeout(None)
         _requests(messages, share, agreed, address)
@@ -113,6 +115,7 @@ def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
+        features=(*FEATURES, SEALED),
         agent=share.agent,
     )
     try:

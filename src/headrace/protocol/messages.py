@@ -75,12 +75,22 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """The client's first words. versions: lowest and highest phase it speaks. role: `control` or `data`."""
+    """The client's first words. versions: lowest and highest phase it speaks. role: `control` or `data`.
+
+    seal: with the feature `sealed`, the client's half of the secret that the stream's records come to be sealed with.
+    """
 
     versions: tuple[int, int]
     features: list[str]
     agent: str
     role: str = ROLE_CONTROL
+    seal: bytes = b""
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return (
+            f"Hello(versions={self.versions!r}, features={self.features!r}, agent={self.agent!r}, role={self.role!r})"
+        )
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -123,10 +133,18 @@ class AuthCredential(Message, frozen=True, tag="auth-credential"):
 
 
 class Granted(Message, frozen=True, tag="granted"):
-    """The peer is in. mac: the host's proof that it has the PAKE key (empty after AuthCredential)."""
+    """The peer is in. mac: the host's proof that it has the PAKE key (empty after AuthCredential).
+
+    seal: where both sides agreed on `sealed`, the host's half of the secret; this is then the last message inside TLS.
+    """
 
     mac: bytes
     name: str
+    seal: bytes = b""
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Granted(mac={self.mac!r}, name={self.name!r})"
 
 
 # ---- phase 7: requests and answers; `id` pairs them, answers come in the order of the requests -------------------

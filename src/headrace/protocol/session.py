@@ -9,14 +9,15 @@ no clock and no socket; the host's policy (which peers it knows, how many wrong 
     start   → Hello, AuthPake                       hello, auth   → Welcome, AuthPakeReply
     reply   → AuthPakeConfirm                       confirm       → Granted                     (first contact)
 
-The client may send its requests right behind its last handshake message; it reads no answer before Granted.
+The client may send its requests right behind its last handshake message, unless it offered `sealed`: then what follows
+its last handshake message is sealed, and for that it needs what Granted says.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 from headrace.errors import (
@@ -50,8 +51,10 @@ from headrace.protocol.messages import (
 )
 
 SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without its zeros
+SEALED: Final = "sealed"  # from Granted on the stream uses the records of `sealed`; only offered over TCP
 FEATURES: Final[tuple[str, ...]] = (SPARSE,)
 MAX_FEATURES: Final = 64
+SEAL_SIZE: Final = 32  # bytes of the secret that each side contributes
 MAX_WORD: Final = 128  # characters in a feature, an agent or a share's name
 
 
@@ -73,7 +76,10 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What a finished handshake settled. peer: the client's id. keys: set on first contact only."""
+    """What a finished handshake settled. peer: the client's id. keys: set on first contact only.
+
+    seal: the secret for the records to come; empty where the stream stays with its transport's own.
+    """
 
     version: int
     features: frozenset[str]
@@ -83,6 +89,7 @@ class Agreed:
     peer: bytes
     name: str = ""
     keys: pake.PairingKeys | None = None
+    seal: bytes = field(default=b"", repr=False)
 
 
 class State(enum.Enum):
@@ -193,13 +200,16 @@ class ClientHandshake(_Handshake):
         self._entropy = entropy
         self._peer = peer
         self._credential = credential
+        self._seal = entropy(SEAL_SIZE) if SEALED in self.features else b""
         self._exchange = None if credential or code is None else pake.client_exchange(code, fingerprint, entropy)
         self._keys: pake.PairingKeys | None = None
         self._welcomed: Welcome | None = None
 
     def start(self) -> list[Message]:
         """The first flight."""
-        hello = Hello((self.versions.low, self.versions.high), sorted(self.features), self.agent, self._role)
+        hello = Hello(
+            (self.versions.low, self.versions.high), sorted(self.features), self.agent, self._role, self._seal
+        )
         self.state = State.WELCOME
         if self._exchange:
             return [hello, AuthPake(self._exchange.element)]
@@ -230,15 +240,19 @@ class ClientHandshake(_Handshake):
         assert self._welcomed is not None
         if self._keys and not pake.same(message.mac, self._keys.host_mac):
             raise WrongCodeError("the host does not know the code: it may be another share, or somebody in between")
+        features = _in_phase(self._welcomed.version, self.features & frozenset(self._welcomed.features))
+        if len(message.seal) != (SEAL_SIZE if SEALED in features else 0):
+            raise ProtocolError("the host's half of the secret for the records has the wrong size")
         self.agreed = Agreed(
             version=self._welcomed.version,
-            features=self.features & frozenset(self._welcomed.features),
+            features=features,
             agent=printable(self._welcomed.agent, MAX_WORD),
             share=printable(self._welcomed.share, MAX_WORD),
             role=self._role,
             peer=self._keys.peer if self._keys else self._peer,
             name=printable(message.name, MAX_WORD),
             keys=self._keys,
+            seal=self._seal + message.seal if SEALED in features else b"",
         )
         self.state = State.DONE
         return []
@@ -289,6 +303,8 @@ class HostHandshake(_Handshake):
             raise ProtocolError("a Hello with too many or too long words")
         if message.role not in (ROLE_CONTROL, ROLE_DATA):
             raise ProtocolError("a Hello with an unknown role")
+        if len(message.seal) != (SEAL_SIZE if SEALED in message.features else 0):
+            raise ProtocolError("the client's half of the secret for the records has the wrong size")
         theirs = Versions(*message.versions)
         version = self.versions.common(theirs)
         if version is None:
@@ -301,7 +317,7 @@ class HostHandshake(_Handshake):
 
     def _shared_features(self) -> frozenset[str]:
         assert self._hello_message is not None
-        return self.features & frozenset(self._hello_message.features)
+        return _in_phase(self._version, self.features & frozenset(self._hello_message.features))
 
     def _pake(self, message: AuthPake) -> list[Message]:
         wait = self._policy.locked_for()
@@ -334,22 +350,30 @@ class HostHandshake(_Handshake):
 
     def _grant(self, peer: bytes, mac: bytes) -> list[Message]:
         assert self._hello_message is not None
+        features = self._shared_features()
+        seal = self._entropy(SEAL_SIZE) if SEALED in features else b""
         self.agreed = Agreed(
             version=self._version,
-            features=self._shared_features(),
+            features=features,
             agent=self._agent_of_peer(),
             share=self._code.share,
             role=self._hello_message.role,
             peer=peer,
             name=self._name,
             keys=self._keys,
+            seal=self._hello_message.seal + seal if seal else b"",
         )
         self.state = State.DONE
-        return [Granted(mac, self._name)]
+        return [Granted(mac, self._name, seal)]
 
     def _agent_of_peer(self) -> str:
         assert self._hello_message is not None
         return printable(self._hello_message.agent, MAX_WORD)
+
+
+def _in_phase(version: int, features: frozenset[str]) -> frozenset[str]:
+    """The baseline stays plain: what belongs to bulk is left out of phase 7."""
+    return features if version >= PHASE_BULK else features - {SEALED}
 
 
 def _with(error: HeadraceError, **facts: Any) -> HeadraceError:

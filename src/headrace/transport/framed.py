@@ -18,7 +18,7 @@ from headrace.protocol.frames import (
 from headrace.protocol.messages import Message
 from headrace.transport.base import Stream
 
-PIECE: Final = 256 * 1024  # bytes; what a payload is read, hashed and written in, so that it stays in the L2 cache
+PIECE: Final = 1024 * 1024  # bytes; what a payload is read, hashed and written in: few calls, and it stays in the cache
 
 
 class MessageStream:

@@ -1,9 +1,4 @@
-"""Streams over TCP with TLS 1.3: one TLS connection a stream.
-
-TLS runs over memory buffers, not over the socket: the standard library's SSLSocket makes two system calls for every
-16 KiB record that it receives; here one `recv_into` fetches what the kernel has, up to RECV_SIZE
-(docs/decisions/002-tls-over-memory-buffers.md has the figures).
-"""
+"""Streams over TCP: one connection a stream, TLS 1.3, and once both sides agreed on it the larger records of bulk."""
 
 from __future__ import annotations
 
@@ -14,15 +9,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
-from headrace.errors import CertificateChangedError, ConnectionLostError, UnreachableError
+from headrace.errors import CertificateChangedError, ConnectionLostError, ProtocolError, UnreachableError
 from headrace.protocol.pake import fingerprint_of
+from headrace.transport.records import Records, TlsRecords
 
 ALPN: Final = "headrace"
-RECV_SIZE: Final = 512 * 1024
-SEND_SIZE: Final = 256 * 1024  # encrypted bytes gathered before they go to the kernel: stays in the L2 cache
 CONNECT_TIMEOUT: Final = 10.0
 STALL_TIMEOUT: Final = 30.0
 LINGER: Final = 2.0  # seconds that an orderly close may take
@@ -31,17 +25,16 @@ _TCP_INFO_RTT_OFFSET: Final = 68  # tcpi_rtt, microseconds: struct tcp_info in l
 _TCP_INFO_SIZE: Final = 104
 
 
-class TlsStream:
-    """One TLS connection as a Stream. See base.Stream."""
+class TcpStream:
+    """One TCP connection as a Stream: moves bytes between the socket and a record layer. See base.Stream."""
 
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, *, server: bool, timeout: float = STALL_TIMEOUT
     ) -> None:
         self._sock = sock
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
-        self._inbox = memoryview(bytearray(64 * 1024))  # grows once there is bulk to receive
+        self._server = server
+        self._tls = TlsRecords(context, server=server)
+        self._records: Records = self._tls
         self._closed = False
         self._aborted = False
         self.bytes_in = 0
@@ -55,98 +48,79 @@ class TlsStream:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
+                over = self._tls.shake()
             except ssl.SSLError:
                 # What OpenSSL has to say about it (an alert) helps the other side to a clear message.
                 with contextlib.suppress(OSError, ConnectionLostError):
-                    self._flush()
+                    self._put(self._tls.pending())
                 raise
-            else:
-                self._flush()
+            self._put(self._tls.pending())
+            if over:
                 break
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the TLS handshake took too long")
             self._sock.settimeout(left)
-            count = self._sock.recv_into(self._inbox)
+            count = self._sock.recv_into(self._tls.room(0))
             if not count:
                 raise ConnectionResetError("closed during the TLS handshake")
             self.bytes_in += count
-            self._incoming.write(self._inbox[:count])
+            self._tls.arrived(count)
         self._sock.settimeout(self._timeout)
+
+    def seal(self, secret: bytes) -> None:
+        """From here on both directions use the records of protocol.sealed instead of TLS's.
+
+        secret: agreed inside this TLS connection. Raises ProtocolError where the peer went on with TLS.
+        """
+        from headrace.protocol.sealed import SealedRecords  # its library takes 25 ms to import
+
+        if self._records is not self._tls:
+            raise ProtocolError("a stream that is sealed already")
+        self._records = SealedRecords(secret, server=self._server, early=self._tls.leave())
 
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of the peer's certificate; empty where it showed none."""
-        der = self._tls.getpeercert(binary_form=True)
+        der = self._tls.tls.getpeercert(binary_form=True)
         return fingerprint_of(der) if der else b""
 
     @property
     def speaks_headrace(self) -> bool:
-        return self._tls.selected_alpn_protocol() == ALPN
+        return self._tls.tls.selected_alpn_protocol() == ALPN
 
     def send(self, *parts: bytes | memoryview) -> None:
-        write = self._tls.write
-        try:
-            for part in parts:
-                view = memoryview(part)
-                position, size = 0, len(view)
-                while position < size:
-                    position += write(view[position : position + SEND_SIZE])
-                    if self._outgoing.pending >= SEND_SIZE:
-                        self._flush()
-            self._flush()
-        except ssl.SSLError as why:
-            raise ConnectionLostError(f"the encrypted connection failed while sending ({why.reason})") from why
+        self._put(self._records.protect(*parts))
 
-    def _flush(self) -> None:
-        if not self._outgoing.pending:
-            return
-        data = memoryview(self._outgoing.read())
+    def _put(self, pieces: Iterator[memoryview]) -> None:
         try:
-            while data:
-                sent = self._sock.send(data)
-                self.bytes_out += sent
-                data = data[sent:]
+            for data in pieces:
+                while data:
+                    sent = self._sock.send(data)
+                    self.bytes_out += sent
+                    data = data[sent:]
         except TimeoutError as why:
             raise ConnectionLostError(f"the other side took nothing for {self._timeout:.0f} s") from why
         except OSError as why:
             raise ConnectionLostError(f"the connection broke while sending ({why.strerror or why})") from why
 
     def recv_into(self, into: memoryview) -> int:
-        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]  # typeshed: bytes only
-        size, filled = len(into), 0
-        # One call of OpenSSL's gives one record, 16 KiB at most: as many as have arrived are taken at once.
+        records = self._records
         while True:
             if self._aborted:  # bytes that had arrived could still be read after the shutdown
                 raise ConnectionLostError("the connection was aborted")
-            try:
-                while filled < size:
-                    count = read(size - filled, into[filled:])
-                    if not count:
-                        break
-                    filled += count
+            filled = records.read_into(into)
+            if filled or records.ended or not into:
                 return filled
-            except ssl.SSLWantReadError:
-                if filled:
-                    return filled
-                self._fill(size)
-            except ssl.SSLZeroReturnError:
-                return filled
-            except ssl.SSLError as why:
-                raise ConnectionLostError(f"the encrypted connection failed ({why.reason})") from why
+            self._fill(len(into))
 
     def _fill(self, wanted: int) -> None:
-        if self._outgoing.pending:  # the answer to a key update
-            self._flush()
-        if wanted >= RECV_SIZE // 4 and len(self._inbox) < RECV_SIZE:
-            self._inbox = memoryview(bytearray(RECV_SIZE))
+        if self._records is self._tls:
+            self._put(self._tls.pending())  # the answer to a key update
         if self._deadline is not None:
             self._wait_no_longer(self._deadline - time.monotonic())
         try:
-            count = self._sock.recv_into(self._inbox)
+            count = self._sock.recv_into(self._records.room(wanted))
         except TimeoutError as why:
             if self._deadline is not None:
                 raise ConnectionLostError("the other side took too long") from why
@@ -154,10 +128,10 @@ class TlsStream:
         except OSError as why:
             raise ConnectionLostError(f"the connection broke ({why.strerror or why})") from why
         if not count:
-            # Without TLS's own goodbye anybody on the path could have cut the stream short.
+            # Without the peer's own goodbye anybody on the path could have cut the stream short.
             raise ConnectionLostError("the connection was cut off")
         self.bytes_in += count
-        self._incoming.write(self._inbox[:count])
+        self._records.arrived(count)
 
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds
@@ -192,10 +166,7 @@ class TlsStream:
         self._closed = True
         with contextlib.suppress(OSError, ssl.SSLError, ConnectionLostError):
             self._sock.settimeout(LINGER)
-            # Says goodbye, and then complains that the peer has not, or that bytes of it are left unread.
-            with contextlib.suppress(ssl.SSLError):
-                self._tls.unwrap()
-            self._flush()
+            self._put(self._records.goodbye())
             self._sock.shutdown(socket.SHUT_WR)
         self._sock.close()
 
@@ -258,19 +229,19 @@ class TcpConnection:
         self._timeout = timeout
         self._context = client_context()
         self._lock = threading.Lock()
-        self._streams: list[TlsStream] = []
+        self._streams: list[TcpStream] = []
         self._aborted = False
         self._pin = pin
-        self._first: TlsStream | None = self._dial()
+        self._first: TcpStream | None = self._dial()
         self.fingerprint = self._first.fingerprint
         self._pin = self.fingerprint
 
-    def open_stream(self) -> TlsStream:
+    def open_stream(self) -> TcpStream:
         with self._lock:
             stream, self._first = self._first, None
         return stream or self._dial()
 
-    def _dial(self) -> TlsStream:
+    def _dial(self) -> TcpStream:
         where = f"{self.address[0]}:{self.address[1]}"
         try:
             sock = socket.create_connection(self.address, timeout=self._timeout)
@@ -286,7 +257,7 @@ class TcpConnection:
         stream = None
         try:
             tune(sock, loopback=is_loopback(sock))
-            stream = TlsStream(sock, self._context, server=False)
+            stream = TcpStream(sock, self._context, server=False)
             stream.handshake(self._timeout)
             if not stream.speaks_headrace:
                 raise UnreachableError(f"what answers on {where} is not headrace")
@@ -303,7 +274,7 @@ class TcpConnection:
                 stream.abort()
         return stream
 
-    def _check_pin(self, stream: TlsStream, where: str) -> None:
+    def _check_pin(self, stream: TcpStream, where: str) -> None:
         shown = stream.fingerprint
         if not shown:
             raise UnreachableError(f"what answers on {where} shows no certificate")
