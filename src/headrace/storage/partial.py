@@ -115,9 +115,9 @@ class Partial:
             if self._sparse:
                 write_sparse(self._fd, memoryview(data), offset)
             else:
-                if offset + len(data) > self._reserved:
-                    self._reserve(offset + len(data))
                 with self._writing:
+                    if offset + len(data) > self._reserved:
+                        self._reserve(offset + len(data))
                     pwrite_all(self._fd, data, offset)
 
     def write_zeros(self, offset: int, length: int) -> None:
@@ -245,13 +245,12 @@ class Partial:
 
     def _reserve(self, end: int) -> None:
         """Reserves the disk space up to `end` and more: writing is up to eight times faster than growing the file."""
-        with self._lock:
-            while self._reserved < end:
-                step = min(_STEP, self.size - self._reserved)
-                if not preallocate(self._fd, self._reserved, step):
-                    self._reserved = self.size  # this file system cannot
-                    return
-                self._reserved += step
+        while self._reserved < end:
+            step = min(_STEP, self.size - self._reserved)
+            if not preallocate(self._fd, self._reserved, step):
+                self._reserved = self.size  # this file system cannot
+                return
+            self._reserved += step
 
 
 def write_whole(
