@@ -74,7 +74,6 @@ def test_verified_chunks_are_right_after_a_kill(tmp_path: Path) -> None:
         for index in partial.verified:
             offset, length = chunk_range(SIZE, index)
             assert on_disk[offset : offset + length] == expected[offset : offset + length], index
-            assert partial.hashes[index] == hash_bytes(expected[offset : offset + length])
         seen.append(len(partial.verified))
         partial.close()
     assert seen == sorted(seen) and seen[-1] > 0  # nothing that was verified is ever lost

@@ -41,14 +41,13 @@ class Partial:
     time. Everything else is for one thread, after the others have stopped. End it with exactly one of `finish`,
     `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError.
 
-    size: bytes. verified: the chunks that are on disk, right. hashes: theirs. stale: chunks on disk that were right
-    for an older version of the source, with their hashes: `adopt` keeps those that still are.
+    size: bytes. verified: the chunks that are on disk, right. stale: chunks on disk that were right for an older
+    version of the source, with their hashes: `adopt` keeps those that still are.
     """
 
     def __init__(self, parent_fd: int, name: bytes, fd: int, journal: Journal, header: Header, sparse: bool) -> None:
         self.size = header.size
         self.verified: set[int] = set()
-        self.hashes: dict[int, bytes] = {}
         self.stale: dict[int, bytes] = {}
         self._count = chunk_count(header.size)
         self._parent_fd = parent_fd
@@ -136,7 +135,6 @@ class Partial:
                 return
             self._journal.append(index, Record(hash))
             self.stale.pop(index, None)
-            self.hashes[index] = hash
             self.verified.add(index)
 
     def adopt(self, index: int, hash: bytes) -> bool:
@@ -208,8 +206,7 @@ class Partial:
         claims = self._journal.records
         true = {index: claim for index, claim in claims.items() if self._holds(index, claim, old, trusted)}
         if old.same_source(header):
-            self.hashes = {index: claim.hash for index, claim in true.items() if not claim.stale}
-            self.verified = set(self.hashes)
+            self.verified = {index for index, claim in true.items() if not claim.stale}
             self.stale = {index: claim.hash for index, claim in true.items() if claim.stale}
             if old.boot != header.boot or len(true) < len(claims):
                 self._journal.start(header, true)
