@@ -196,6 +196,26 @@ def _all_classes(root: type[HeadraceError]) -> list[type[HeadraceError]]:
 BY_CODE: dict[str, type[HeadraceError]] = {cls.code: cls for cls in _all_classes(HeadraceError)}
 
 
+# What a host may tell a client. The other words are about the client's own machine, or for itself to find out: a host
+# that sends one wants the client to end with an exit code that means something else.
+FROM_HOST: dict[str, type[HeadraceError]] = {
+    cls.code: cls
+    for cls in (
+        HeadraceError,
+        NotFoundError,
+        RefusedError,
+        WrongCodeError,
+        ShareLockedError,
+        CredentialUnknownError,
+        PermissionRefusedError,
+        NoCommonVersionError,
+        SourceChangedError,
+        ProtocolError,
+        RemoteIOError,
+    )
+}
+
+
 def printable(text: str, limit: int = 300) -> str:
     """`text` from a peer or a disk, made safe to show on a terminal: control characters escaped, length cut."""
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
@@ -203,6 +223,6 @@ def printable(text: str, limit: int = 300) -> str:
 
 
 def from_wire(code: str, message: str) -> HeadraceError:
-    """The error a peer reported. An unknown code becomes the root class; the text is made printable."""
-    cls = BY_CODE.get(code, HeadraceError)
+    """The error a host reported. A code that no host may send becomes the root class; the text is made printable."""
+    cls = FROM_HOST.get(code, HeadraceError)
     return cls(printable(message.rstrip(".")) or "the other side reported an error")

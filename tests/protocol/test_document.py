@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import msgspec
 import pytest
 
-from headrace.errors import BY_CODE
+from headrace.errors import BY_CODE, FROM_HOST
 from headrace.protocol import frames, messages, pake, paths, sealed, session
 from headrace.protocol.messages import BY_TYPE, Entry, Message
 
@@ -99,14 +99,15 @@ def test_every_request_has_an_answer() -> None:
 def test_every_error_with_its_exit_code() -> None:
     described = rows(section("Errors"))
     assert set(described) == set(BY_CODE)
-    for code, (exit_code, again, meaning) in described.items():
+    for code, (exit_code, again, sent, meaning) in described.items():
         assert exit_code == str(BY_CODE[code].exit_code), code
         assert again == ("yes" if BY_CODE[code].retryable else "no"), code
+        assert sent == ("yes" if code in FROM_HOST else "no"), code
         assert meaning, code
 
 
 def test_every_feature() -> None:
-    assert set(rows(section("Phases and features"))) >= {*session.FEATURES, session.SEALED}
+    assert set(rows(section("Phases and features"))) >= {*session.FEATURES, session.SEALED, session.CLEAR}
 
 
 def test_limits() -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace import errors
-from headrace.errors import BY_CODE, HeadraceError, ShareLockedError, from_wire, printable
+from headrace.errors import BY_CODE, FROM_HOST, HeadraceError, ShareLockedError, from_wire, printable
 from headrace.protocol.frames import HANDSHAKE_LIMITS
 from headrace.protocol.messages import decode, encode
 from headrace.protocol.session import error_message
@@ -36,9 +36,26 @@ def test_an_error_arrives_as_what_it_was(cls: type[HeadraceError]) -> None:
     assert arrived == message
     assert (message.id, message.code, message.message) == (7, cls.code, "it broke")
     error = from_wire(message.code, message.message)
-    assert type(error) is cls
+    expected = cls if cls.code in FROM_HOST else HeadraceError
+    assert type(error) is expected
     assert error.message == "it broke"
-    assert error.hint == cls.default_hint
+    assert error.hint == expected.default_hint
+
+
+@pytest.mark.parametrize(
+    "code", ["usage", "disk", "stopped", "unreachable", "lost", "integrity", "exists", "different", "some_failed"]
+)
+def test_a_host_cannot_choose_an_exit_code_that_is_not_for_it_to_choose(code: str) -> None:
+    error = from_wire(code, "it broke")
+    assert (error.code, error.exit_code, error.retryable) == ("internal", 1, False)
+
+
+def test_what_only_a_client_knows_is_not_taken_from_a_host() -> None:
+    """The client's own class for a symlink that leads outside has a word that is in no table."""
+    import headrace.client.get  # noqa: F401  # defines it
+
+    assert "unsafe_link" not in BY_CODE
+    assert type(from_wire("unsafe_link", "x")) is HeadraceError
 
 
 def test_hints_stay_here() -> None:
@@ -63,7 +80,7 @@ def test_errors_from_a_peer_are_safe_to_show(code: str, text: str) -> None:
     assert error.message
     assert str(error).isprintable()
     assert len(error.message) <= 300
-    assert type(error) is BY_CODE.get(code, HeadraceError)
+    assert type(error) is FROM_HOST.get(code, HeadraceError)
 
 
 @given(text=st.text(st.characters(), max_size=60), limit=st.integers(1, 80))
