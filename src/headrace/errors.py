@@ -123,6 +123,12 @@ class LocalDiskError(HeadraceError):
     default_hint = "Check the destination's permissions and free space, then run the same command again to resume."
 
 
+class LocalFileError(LocalDiskError):
+    """This machine's disk does not take one file or folder, and may well take the others."""
+
+    default_hint = "Look at what is there at the destination, then run the same command again."
+
+
 class IntegrityError(HeadraceError):
     """Bytes do not match their hash, twice."""
 
@@ -193,7 +199,7 @@ def _all_classes(root: type[HeadraceError]) -> list[type[HeadraceError]]:
     return [root] + [found for child in root.__subclasses__() for found in _all_classes(child)]
 
 
-BY_CODE: dict[str, type[HeadraceError]] = {cls.code: cls for cls in _all_classes(HeadraceError)}
+BY_CODE: dict[str, type[HeadraceError]] = {cls.code: cls for cls in _all_classes(HeadraceError) if "code" in vars(cls)}
 
 
 # What a host may tell a client. The other words are about the client's own machine, or for itself to find out: a host

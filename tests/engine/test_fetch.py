@@ -20,11 +20,20 @@ from headrace.engine.fetch import MAX_BYTES, MAX_REQUESTS, Fetcher
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
-from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, NotFoundError, StoppedError
+from headrace.errors import (
+    ConnectionLostError,
+    HeadraceError,
+    IntegrityError,
+    LocalDiskError,
+    LocalFileError,
+    NotFoundError,
+    StoppedError,
+)
 from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import hash_bytes
 from headrace.storage.destination import Destination
+from headrace.storage.partial import Partial
 
 from .scripted import ScriptedHost
 
@@ -190,6 +199,55 @@ def test_an_error_fails_its_file_alone(fetching: Fetching, tmp_path: Path) -> No
     assert isinstance(fetching.told.failed_["large"], NotFoundError)
     assert (tmp_path / "b").read_bytes() == b"other"
     assert not (tmp_path / "large").exists()
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, position: int, error: HeadraceError) -> None:
+    """Part files take what lies before `position` and not what lies behind it."""
+    honest = Partial.write
+
+    def write(partial: Partial, offset: int, data: memoryview | bytes) -> None:
+        if offset >= position:
+            raise error
+        honest(partial, offset, data)
+
+    monkeypatch.setattr(Partial, "write", write)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_the_disk_does_not_take_fails_alone_even_in_the_middle_of_a_chunk(
+    fetching: Fetching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    failing_at(monkeypatch, CHUNK_SIZE + 300_000, LocalFileError("too large for this file system"))
+    fetching.want("large", NOISE)
+    fetching.want("b", b"other")
+    work = fetching.start()
+    for _ in range(4):
+        request = fetching.asked()
+        if request.path == b"b":
+            fetching.answer(request, b"other")
+        else:
+            part = NOISE[request.offset : request.offset + request.length]
+            fetching.host.say(Chunk(request.id, bytes(32) if damaged and request.offset else hash_bytes(part)), part)
+    work.result(PATIENCE)
+    assert fetching.fetcher.failure is None
+    assert isinstance(fetching.told.failed_["large"], LocalFileError)
+    assert fetching.told.fetched_ == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"other"
+    assert not (tmp_path / "large").exists()
+    with Destination.open(tmp_path, create=False) as again:  # what was right stays for the next time
+        path = RelPath((b"large",))
+        partial = again.partial(path, size=len(NOISE), version=bytes(16), mtime_ns=10**18, sparse=False)
+        assert partial.verified == {0}
+        partial.close()
+
+
+def test_a_disk_that_takes_nothing_ends_the_transfer(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, 0, LocalDiskError("no space left"))
+    fetching.want("large", NOISE)
+    work = fetching.start()
+    fetching.answer(fetching.asked(), NOISE)
+    work.result(PATIENCE)
+    assert isinstance(fetching.fetcher.failure, LocalDiskError)
 
 
 @pytest.mark.parametrize("how", ["cut", "nonsense", "close"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from .scripted import ScriptedHost, file_entry, folder_entry
 from .support import (
     CHUNK,
     MIB,
@@ -147,3 +151,75 @@ def test_things_that_lie_where_the_part_file_belongs(tmp_path: Path) -> None:
         call_get(host.address, tmp_path / "dest" / "copy", home=tmp_path / "home").check_ok()
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert facts_of(tmp_path / "dest" / "copy") == facts_of(tmp_path / "file")
+
+
+def foreign(folder: Path) -> Path:
+    """A folder of somebody else's that is not for us to write to; a skipped test where that cannot be made."""
+    folder.mkdir(parents=True)
+    if os.geteuid() != 0:
+        pytest.skip("giving a folder away takes root")
+    folder.chmod(0o555)
+    os.chown(folder, 12345, 12345)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """As another headrace that is writing it."""
+    with open(file, "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def test_what_is_in_the_way_of_one_file_fails_that_file_alone(tmp_path: Path) -> None:
+    """A folder that is not ours, a file that we may not read, a busy part file, and things at a part file's name."""
+    tree, dest = tmp_path / "tree", tmp_path / "dest"
+    for name in ("foreign/a", "unreadable", "planted", "fine", "below/fine"):
+        make_file(tree / name, b"content")
+    for name in ("busy", "folder", "large"):
+        make_file(tree / name, noise(2 * CHUNK + 5))
+    foreign(dest / "foreign")
+    make_file(dest / "unreadable", b"CONTENT")
+    (dest / "unreadable").chmod(0)
+    (dest / ".planted.headrace-part").mkdir()
+    (dest / ".folder.headrace-part").mkdir()
+    with Host(tree, home=tmp_path / "host") as host, locked(dest / ".busy.headrace-part"):
+        result = run_get(host.address, dest, home=tmp_path / "home", bound=True).check_clean()
+    assert result.exit_code == 10, result.stderr
+    errors = {event["path"]: event for event in result.of("error")}
+    assert set(errors) == {"foreign/a", "unreadable", "planted", "busy", "folder"}
+    assert {event["code"] for event in errors.values()} == {"disk"}
+    assert all(event["hint"] for event in errors.values())
+    assert "another headrace" in errors["busy"]["message"]
+    assert result.done["failed"] == 5
+    for name in ("fine", "below/fine", "large"):
+        assert facts_of(dest / name) == facts_of(tree / name)
+
+
+def test_one_file_that_cannot_be_written_is_a_problem_of_the_disk(tmp_path: Path) -> None:
+    make_file(tmp_path / "file", b"content")
+    (tmp_path / "dest" / ".file.headrace-part").mkdir(parents=True)
+    with Host(tmp_path / "file", home=tmp_path / "host") as host:
+        failed = call_get(host.address, tmp_path / "dest", home=tmp_path / "home").check_failed(8)
+    assert [event["path"] for event in failed.of("error")] == ["file"]
+
+
+def test_a_destination_that_is_not_ours_ends_it_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        make_file(tmp_path / "tree" / str(number % 3) / str(number), b"small")
+    dest = foreign(tmp_path / "dest")
+    with Host(tmp_path / "tree", home=tmp_path / "host") as host:
+        refused = run_get(host.address, dest, home=tmp_path / "home", bound=True).check_failed(8)
+    assert "no permission" in refused.stderr and len(refused.of("error")) == 1
+
+
+def test_a_folder_that_the_last_run_made_unreadable_is_no_trouble(tmp_path: Path) -> None:
+    shut = msgspec.structs.replace(folder_entry(b"shut"), mode=0)
+    files = [(b"shut", [file_entry(b"a", b"content")]), (b"", [file_entry(b"b", b"other")])]
+    content = {b"shut/a": b"content", b"b": b"other"}
+    with ScriptedHost(tmp_path / "host", [(b"", [shut]), *files], content) as host:
+        for _ in range(2):
+            run_get(host.address, tmp_path / "dest", home=tmp_path / "home", bound=True).check_ok()
+            assert stat.S_IMODE((tmp_path / "dest" / "shut").stat().st_mode) == 0
+        (tmp_path / "dest" / "shut").chmod(0o700)
+        assert (tmp_path / "dest" / "shut" / "a").read_bytes() == b"content"

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from headrace.errors import DestinationExistsError, HeadraceError, LocalDiskError, NotFoundError, ProtocolError
+from headrace.errors import (
+    DestinationExistsError,
+    HeadraceError,
+    LocalDiskError,
+    LocalFileError,
+    NotFoundError,
+    ProtocolError,
+)
 from headrace.protocol.messages import CHUNK_SIZE
 from headrace.protocol.paths import ROOT, RelPath
 from headrace.storage import dirs, libc
@@ -273,6 +280,17 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(dest: Destination, roo
         except LocalDiskError:
             continue
     assert (root / "a/b/c").read_bytes() == b"data"
+
+
+def test_a_root_that_is_removed_takes_nothing_at_all(dest: Destination, root: Path) -> None:
+    """Unlike a name that one file cannot have: the next file would fail as well."""
+    with pytest.raises(LocalFileError):
+        dest.open_read(rel("missing"))
+    root.rmdir()
+    for use in (lambda: write(dest, "a"), lambda: write(dest, "a/b"), lambda: dest.make_dir(rel("a"))):
+        with pytest.raises(LocalDiskError) as caught:
+            use()
+        assert not isinstance(caught.value, LocalFileError)
 
 
 def test_descriptors_are_bounded_and_all_given_back(root: Path) -> None:

@@ -7,7 +7,14 @@ import os
 
 import pytest
 
-from headrace.errors import HeadraceError, LocalDiskError, NotFoundError, PermissionRefusedError, RemoteIOError
+from headrace.errors import (
+    HeadraceError,
+    LocalDiskError,
+    LocalFileError,
+    NotFoundError,
+    PermissionRefusedError,
+    RemoteIOError,
+)
 from headrace.protocol.paths import ROOT, RelPath
 from headrace.storage.oserrors import host_errors, label, local_errors
 
@@ -22,6 +29,20 @@ def test_the_receivers_disk(name: str) -> None:
         raise raised(getattr(errno, name))
     assert "write a.bin" in caught.value.message and caught.value.hint and caught.value.exit_code == 8
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE", "ESTALE", "ENOMEM"])
+def test_what_concerns_the_whole_disk(name: str) -> None:
+    with pytest.raises(LocalDiskError) as caught, local_errors("write", b"a.bin"):
+        raise raised(getattr(errno, name))
+    assert not isinstance(caught.value, LocalFileError)
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EPERM", "EILSEQ", "ENAMETOOLONG", "EFBIG", "ELOOP", "ENOTDIR", "ENOENT"])
+def test_what_concerns_one_file(name: str) -> None:
+    with pytest.raises(LocalFileError) as caught, local_errors("write", b"a.bin"):
+        raise raised(getattr(errno, name))
+    assert (caught.value.code, caught.value.exit_code) == ("disk", 8)
 
 
 @pytest.mark.parametrize(

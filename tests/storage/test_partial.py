@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import DestinationExistsError, LocalDiskError
+from headrace.errors import DestinationExistsError, LocalDiskError, LocalFileError
 from headrace.protocol.messages import CHUNK_SIZE
 from headrace.storage import partial as module
 from headrace.storage.chunks import chunk_count, hash_bytes
@@ -226,10 +226,10 @@ def test_what_is_planted_at_our_names_is_not_followed(folder: int, tmp_path: Pat
         planted.mkdir()
     else:
         os.mkfifo(planted)
-    with pytest.raises(LocalDiskError, match="no regular file"):
+    with pytest.raises(LocalFileError, match="no regular file"):
         opened(folder)
     if victim == PART:
-        with pytest.raises(LocalDiskError, match="no regular file"):
+        with pytest.raises(LocalFileError, match="no regular file"):
             write_whole(folder, NAME, b"small", mode=0o600, mtime_ns=0, replace=True)
     assert other.read_text() == "precious" and not (tmp_path / "nothing").exists()
     assert stat.S_IFMT(planted.lstat().st_mode) != stat.S_IFREG
@@ -248,11 +248,11 @@ def test_a_hard_link_to_something_else_is_not_written_through(folder: int, tmp_p
 
 def test_only_one_headrace_writes_a_file(folder: int, tmp_path: Path) -> None:
     first = opened(folder)
-    with pytest.raises(LocalDiskError, match=r"another headrace is writing a\.mov"):
+    with pytest.raises(LocalFileError, match=r"another headrace is writing a\.mov"):
         opened(folder)
-    with pytest.raises(LocalDiskError, match="another headrace"):
+    with pytest.raises(LocalFileError, match="another headrace"):
         write_whole(folder, NAME, b"small", mode=0o600, mtime_ns=0, replace=True)
-    with pytest.raises(LocalDiskError, match="another headrace"):
+    with pytest.raises(LocalFileError, match="another headrace"):
         forget_leftover(folder, NAME)
     fill(first, 0, 1, 2, 3)
     finish(first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import threading
@@ -343,8 +342,12 @@ class Transfer:
             mode = entry.mode if place.created else None  # a folder that the user had keeps its permissions
             tree.directories.insert(0, (ROOT, mode, entry.mtime_ns))
         for path, mode, mtime_ns in reversed(tree.directories):
-            with contextlib.suppress(NotFoundError):  # removed by somebody meanwhile: nothing to set
+            try:
                 self._destination.set_times_and_mode(path, mode=mode, mtime_ns=mtime_ns)
+            except NotFoundError:
+                pass  # removed by somebody meanwhile: nothing to set
+            except FILE_ERRORS as why:
+                self._failed_path(path, why)
 
     def _make_link(self, path: RelPath, target: bytes, mtime_ns: int) -> None:
         assert self._destination is not None

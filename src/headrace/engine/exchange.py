@@ -27,7 +27,8 @@ class Exchange(Protocol):
         With a sink, each piece is given to it as (position within the range, bytes) while it is hot in the cache and
         before the whole is verified; without, the range lies in buffer[:length] afterwards. Whatever is raised for
         what the host answered (from_wire errors, IntegrityError), the lane stays usable; after ProtocolError,
-        ConnectionLostError or an error of the sink it does not.
+        ConnectionLostError or an error of the sink it does not: a sink that can fail for one file alone keeps that to
+        itself until the range was received.
         """
 
 

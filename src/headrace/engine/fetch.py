@@ -20,6 +20,7 @@ from headrace.errors import (
     DifferentError,
     HeadraceError,
     IntegrityError,
+    LocalFileError,
     NotFoundError,
     PermissionRefusedError,
     ProtocolError,
@@ -45,6 +46,7 @@ FILE_ERRORS: Final = (
     PermissionRefusedError,
     RemoteIOError,
     IntegrityError,
+    LocalFileError,
 )
 
 
@@ -156,17 +158,23 @@ class Fetcher:
     def _receive(self, task: Task, lane: Lane, buffer: memoryview, counters: Counters) -> None:
         job = task.job
         partial = job.partial
+        broken: list[LocalFileError] = []
 
         def write(position: int, piece: memoryview) -> None:
             counters.bytes_received += len(piece)
             if counters.bytes_received == len(piece):
                 self._progress.first_byte()
-            if partial:
-                partial.write(task.offset + position, piece)
+            if partial and not broken:
+                try:
+                    partial.write(task.offset + position, piece)
+                except LocalFileError as why:
+                    broken.append(why)  # raised below: the rest of the payload has to leave the lane first
 
         error: HeadraceError | None = None
         try:
             digest, zero = self._exchange.receive(lane, task.length, buffer, write if partial else None)
+            if broken:
+                raise broken[0]
             if partial:
                 if zero:
                     partial.write_zeros(task.offset, task.length)
@@ -177,7 +185,9 @@ class Fetcher:
                     write(0, content)
                 self._write_whole(job, content)
         except IntegrityError as why:
-            if task.attempt == 1 and job.error is None:
+            if broken:
+                error = broken[0]
+            elif task.attempt == 1 and job.error is None:
                 self.queue.push([Task(job, task.index, task.offset, task.length, attempt=2)])
             else:
                 error = why

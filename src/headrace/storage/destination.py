@@ -13,8 +13,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
-from headrace.errors import DestinationExistsError, HeadraceError, LocalDiskError, NotFoundError, ProtocolError
-from headrace.protocol.paths import MAX_NAME, RelPath
+from headrace.errors import (
+    DestinationExistsError,
+    HeadraceError,
+    LocalDiskError,
+    LocalFileError,
+    NotFoundError,
+    ProtocolError,
+)
+from headrace.protocol.paths import MAX_NAME, ROOT, RelPath
 from headrace.storage.chunks import chunk_range, hash_bytes
 from headrace.storage.dirs import DirCache, raise_in_the_way
 from headrace.storage.inflight import cut, is_inflight_name, part_names
@@ -30,7 +37,8 @@ _MAX_COPIES: Final = 9999
 class Destination:
     """Thread-safe. A context manager; close it when nobody uses it any more.
 
-    All methods raise LocalDiskError, and DestinationExistsError when a symlink or a file is where a folder belongs.
+    All methods raise LocalDiskError (LocalFileError where it is about that path alone), and DestinationExistsError when
+    a symlink or a file is where a folder belongs.
     Paths name something below the root unless said otherwise; the root itself is a ValueError then.
     """
 
@@ -88,15 +96,28 @@ class Destination:
     def parent(self, path: RelPath) -> Iterator[int]:
         """The descriptor of the folder that `path` is in, valid inside the `with`. Missing folders are made.
 
-        They get the permissions that the umask leaves, at least u+rwx.
+        They get the permissions that the umask leaves, at least u+rwx. What fails in there because the root takes
+        nothing at all is no LocalFileError: it would fail again with every other path.
         """
         if not path:
             raise ValueError("the destination itself has no folder here")
         if any(map(is_inflight_name, path.parts)):
             # A host that sent those could pass off bytes of its choice as verified.
             raise DestinationExistsError(f"{label(path)} is a name that headrace keeps for files in flight", hint="")
-        with self._dirs.open(path.parent, make=True) as fd:
-            yield fd
+        try:
+            with self._dirs.open(path.parent, make=True) as fd:
+                yield fd
+        except LocalFileError as why:
+            if self._takes_nothing():
+                raise LocalDiskError(why.message, hint=why.hint) from why
+            raise
+
+    def _takes_nothing(self) -> bool:
+        """Whether the root is gone, or not ours to write to."""
+        with self._dirs.open(ROOT, make=False) as fd:
+            effective = os.access in os.supports_effective_ids
+            writable = os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=effective)
+            return not writable or not os.fstat(fd).st_nlink
 
     def make_dir(self, path: RelPath, *, mode: int = 0o777) -> None:
         """Makes the folder `path` and those above it, if missing; the root is there. mode: permissions at the most
@@ -110,12 +131,12 @@ class Destination:
                 pass
 
     def open_read(self, path: RelPath) -> int:
-        """A descriptor for reading the regular file at `path`, which the caller closes. LocalDiskError: it is none."""
+        """A descriptor for reading the regular file at `path`, which the caller closes. LocalFileError: it is none."""
         with local_errors("read", path), self._dirs.open(path.parent, make=False) as above:
             fd = os.open(path.name, _FILE_FLAGS, dir_fd=above)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
-                raise LocalDiskError(f"{label(path)} is not a file", hint="Move it away or choose another place.")
+                raise LocalFileError(f"{label(path)} is not a file", hint="Move it away or choose another place.")
             return fd
 
     def consists_of(self, path: RelPath, size: int, hashes: Sequence[bytes], buffer: memoryview) -> bool:

@@ -130,6 +130,8 @@ def _open_dir(above: int, path: RelPath, make: bool) -> int:
     except OSError as why:
         raise_in_the_way(why, path)
         with local_errors("open the folder", path):
+            if make and isinstance(why, PermissionError) and _let_in(above, path.name):
+                return os.open(path.name, _FLAGS, dir_fd=above)
             raise
     with local_errors("make the folder", path):
         with contextlib.suppress(FileExistsError):  # another thread was first, or something else lies there: below
@@ -139,6 +141,22 @@ def _open_dir(above: int, path: RelPath, make: bool) -> int:
         except OSError as why:
             raise_in_the_way(why, path)
             raise
+
+
+def _let_in(above: int, name: bytes) -> bool:
+    """Lets its owner open a folder of ours: an earlier run may have given it a mode that does not even allow that.
+
+    The mode it should have comes back as in `_make_writable`; until then it is nobody else's. False: nothing to be
+    done about it.
+    """
+    st = os.stat(name, dir_fd=above, follow_symlinks=False)
+    if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.geteuid() or st.st_mode & _OURS == _OURS:
+        return False
+    try:
+        os.chmod(name, st.st_mode & 0o7000 | _OURS, dir_fd=above, follow_symlinks=False)
+    except (ValueError, NotImplementedError):  # a symlink by now, or a platform that cannot
+        return False
+    return True
 
 
 def raise_in_the_way(why: OSError, path: RelPath) -> None:

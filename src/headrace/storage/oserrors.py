@@ -14,6 +14,7 @@ from typing import Final
 from headrace.errors import (
     HeadraceError,
     LocalDiskError,
+    LocalFileError,
     NotFoundError,
     PermissionRefusedError,
     RemoteIOError,
@@ -43,6 +44,15 @@ _LOCAL: Final[dict[int, tuple[str, str]]] = {
     errno.ESTALE: ("the network file system lost it; cannot {}", f"Check the mount, {_AGAIN}."),
 }
 
+# These are about one name: the next file may well be taken. Everything else is taken to be about the whole disk.
+_ONE_FILE: Final = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY),
+        *(errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EMLINK, errno.EOVERFLOW),
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.ENXIO),
+    }
+)
+
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _NOT_ALLOWED: Final = frozenset({errno.EACCES, errno.EPERM})
 
@@ -56,11 +66,15 @@ def label(name: bytes | str | os.PathLike[str] | RelPath) -> str:
 
 
 def local_error(why: OSError, doing: str) -> HeadraceError:
-    """The receiving side's error for `why`. doing: what was tried and on what, as in "write a.bin"."""
+    """The receiving side's error for `why`: LocalFileError where it is about one name, else LocalDiskError.
+
+    doing: what was tried and on what, as in "write a.bin".
+    """
+    kind = LocalFileError if why.errno in _ONE_FILE else LocalDiskError
     known = _LOCAL.get(why.errno or 0)
     if known:
-        return LocalDiskError(known[0].format(doing), hint=known[1])
-    return LocalDiskError(f"cannot {doing}: {why.strerror or why}")
+        return kind(known[0].format(doing), hint=known[1])
+    return kind(f"cannot {doing}: {why.strerror or why}")
 
 
 def host_error(why: OSError, path: bytes | str | os.PathLike[str] | RelPath) -> HeadraceError:

@@ -12,9 +12,10 @@ import errno
 import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from typing import Final, Self
 
-from headrace.errors import DestinationExistsError, LocalDiskError
+from headrace.errors import DestinationExistsError, LocalDiskError, LocalFileError
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, VERSION_SIZE
 from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
 from headrace.storage.inflight import is_inflight_name, part_names
@@ -39,7 +40,8 @@ class Partial:
 
     `write`, `write_zeros`, `adopt` and `commit` may be called by several threads, one chunk being one thread's at a
     time. Everything else is for one thread, after the others have stopped. End it with exactly one of `finish`,
-    `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError.
+    `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError, and LocalFileError where
+    it is about this file alone.
 
     size: bytes. verified: the chunks that are on disk, right. stale: chunks on disk that were right for an older
     version of the source, with their hashes: `adopt` keeps those that still are.
@@ -77,8 +79,8 @@ class Partial:
         """Opens what an earlier run left of `name` in the folder `parent_fd`, or starts anew; checks for space.
 
         size: bytes; version and mtime_ns: the source's. boot_id: for tests; otherwise the machine's own. `parent_fd`
-        stays the caller's. Raises LocalDiskError: no space (what is there stays for the next try), another headrace
-        is writing the same file, or something that is no regular file lies at the part file's name.
+        stays the caller's. Raises LocalDiskError: no space (what is there stays for the next try). LocalFileError:
+        another headrace is writing the same file, or something that is no regular file lies at the part file's name.
         """
         if len(version) > VERSION_SIZE:
             raise ValueError("a version token too long")
@@ -90,7 +92,8 @@ class Partial:
             undo.callback(os.close, parent)
             fd = _open_locked(parent, part, name)
             undo.callback(os.close, fd)
-            journal = Journal.open(parent, journal_name)
+            with _about_one_file():
+                journal = Journal.open(parent, journal_name)
             undo.callback(journal.close)
             partial = cls(parent, name, fd, journal, header, sparse)
             partial._resume(header)
@@ -263,7 +266,8 @@ def write_whole(
     """Writes a small file at once: part file, permissions and time, rename. As few system calls as that takes, so no
     journal and no reserved space. What is left of a part file is removed on failure.
 
-    Raises LocalDiskError; DestinationExistsError when the name is taken and not `replace`, or is a folder's.
+    Raises LocalDiskError, LocalFileError where it is about this file alone; DestinationExistsError when the name is
+    taken and not `replace`, or is a folder's.
     """
     part = part_names(name)[0]
     with local_errors("write", name):
@@ -286,7 +290,8 @@ def write_whole(
 def _open_locked(parent_fd: int, part: bytes, name: bytes) -> int:
     """The part file, opened and locked by us alone."""
     for _ in range(_ATTEMPTS):
-        fd, st = open_regular(parent_fd, part, _FLAGS)
+        with _about_one_file():
+            fd, st = open_regular(parent_fd, part, _FLAGS)
         try:
             _lock(fd, name)
             # Between the open and the lock its last owner may have renamed it into place, or removed it: then what we
@@ -342,8 +347,17 @@ def _lock(fd: int, name: bytes) -> None:
             raise
 
 
-def _busy(name: bytes) -> LocalDiskError:
-    return LocalDiskError(
+@contextlib.contextmanager
+def _about_one_file() -> Iterator[None]:
+    """What lies where a part file or a journal belongs is in the way of one file only."""
+    try:
+        yield
+    except LocalDiskError as why:
+        raise LocalFileError(why.message, hint=why.hint) from why
+
+
+def _busy(name: bytes) -> LocalFileError:
+    return LocalFileError(
         f"another headrace is writing {label(name)}",
         hint="Wait until it is done or stop it, then run the same command again.",
     )
@@ -352,7 +366,7 @@ def _busy(name: bytes) -> LocalDiskError:
 def forget_leftover(parent_fd: int, name: bytes) -> None:
     """Removes the part file and the journal that an earlier run left of `name`, if any.
 
-    Raises LocalDiskError when another headrace is writing them, or what is there is no regular file.
+    Raises LocalFileError when another headrace is writing them, or what is there is no regular file.
     """
     part, journal = part_names(name)
     try:
