@@ -166,6 +166,7 @@ def test_a_damaged_chunk_is_asked_for_once_more(fetching: Fetching, tmp_path: Pa
     work.result(PATIENCE)
     assert (tmp_path / "a").read_bytes() == b"right"
     assert fetching.told.failed_ == {}
+    assert fetching.progress.totals().bytes_received == 10, "both attempts came over the wire"
 
 
 def test_a_chunk_that_is_damaged_twice_fails_its_file_alone(fetching: Fetching, tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ class Exchange(Protocol):
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         """Receives one range. The answer: its hash, verified, and whether it is all zeros and nothing was received.
 
-        With a sink, each piece is given to it as (position within the range, bytes) while it is hot in the cache and
-        before the whole is verified; without, the range lies in buffer[:length] afterwards. Whatever is raised for
-        what the host answered (from_wire errors, IntegrityError), the lane stays usable; after ProtocolError,
-        ConnectionLostError or an error of the sink it does not: a sink that can fail for one file alone keeps that to
-        itself until the range was received.
+        The range lies in buffer[:length] afterwards. With a sink, each piece is given to it as (position within the
+        range, bytes) while it is hot in the cache and before the whole is verified; the buffer may also be shorter,
+        PIECE bytes, and holds one piece after the other. Whatever is raised for what the host answered (from_wire
+        errors, IntegrityError), the lane stays usable; after ProtocolError, ConnectionLostError or an error of the sink
+        it does not: a sink that can fail for one file alone keeps that to itself until the range was received.
         """
 
 
@@ -51,7 +51,7 @@ class BulkExchange:
         hasher = new_hasher()
         for position in range(0, length, PIECE):
             size = min(PIECE, length - position)
-            start = 0 if sink else position
+            start = 0 if len(buffer) < length else position
             piece = buffer[start : start + size]
             lane.messages.read_payload(piece)
             hasher.update(piece)
@@ -86,7 +86,7 @@ class BaselineExchange:
                 lane.messages.skip_payload()
                 failure = failure or Error(answer.id, SourceChangedError.code, "the file is shorter than it was")
                 continue
-            start = 0 if sink else position
+            start = 0 if len(buffer) < length else position
             piece = buffer[start : start + size]
             lane.messages.read_payload(piece)
             hasher.update(piece)

@@ -32,6 +32,7 @@ from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error,
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
+from headrace.transport.framed import PIECE
 
 MAX_REQUESTS: Final = 64  # in flight on one lane
 MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
@@ -172,7 +173,8 @@ class Fetcher:
 
         error: HeadraceError | None = None
         try:
-            digest, zero = self._exchange.receive(lane, task.length, buffer, write if partial else None)
+            # What goes to a part file piece by piece needs no more room than one of them, which stays in the cache.
+            digest, zero = self._exchange.receive(lane, task.length, buffer[:PIECE] if partial else buffer, write)
             if broken:
                 raise broken[0]
             if partial:
@@ -180,10 +182,7 @@ class Fetcher:
                     partial.write_zeros(task.offset, task.length)
                 partial.commit(task.index, digest)
             else:
-                content = memoryview(bytes(task.length)) if zero else buffer[: task.length]
-                if not zero:
-                    write(0, content)
-                self._write_whole(job, content)
+                self._write_whole(job, memoryview(bytes(task.length)) if zero else buffer[: task.length])
         except IntegrityError as why:
             if broken:
                 error = broken[0]
