@@ -60,11 +60,20 @@ class Headrace:
     so that it pairs. Otherwise both stay as the run before left them.
     """
 
-    def __init__(self, name: str, folder: Path, *, cold: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        cold: bool = False,
+        options: Sequence[str] = (),
+        share_options: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self._folder = folder
         self._cold = cold
         self._options = tuple(options)
+        self._share_options = tuple(share_options)
         self._source = Path()
         self._child: Child | None = None
         self._ready: dict[str, Any] = {}
@@ -108,7 +117,17 @@ class Headrace:
 
     def _share(self) -> None:
         events, log = self._folder / "events.ndjson", self._folder / "share.log"
-        argv = (*HEADRACE, "share", str(self._source), "--bind", "127.0.0.1", "--port", "0", "--json")
+        argv = (
+            *HEADRACE,
+            "share",
+            str(self._source),
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--json",
+            *self._share_options,
+        )
         env = environment() | {"HEADRACE_HOME": str(self._folder / "host")}
         self._child = child = Child(Command(argv, env), events, log)
         deadline = time.monotonic() + READY_TIMEOUT

@@ -14,12 +14,14 @@ from bench.peers import FAST_CIPHER, Cp, Headrace, Loopback, Peer, RsyncDaemon, 
 from bench.process import BenchError, orderly
 from bench.workspace import checker, place
 
+CLEAR: Final = ("--data-plane", "clear")
 REFERENCES: Final = ("scp-gcm", "rsync-daemon")
 
 # By name, in the order of the table. Each is given a folder of its own, which does not exist yet.
 CASES: Final[dict[str, Callable[[Path], Peer]]] = {
     "headrace-cold": lambda folder: Headrace("headrace-cold", folder, cold=True, options=("--protocol", "8")),
     "headrace-warm": lambda folder: Headrace("headrace-warm", folder, options=("--protocol", "8")),
+    "headrace-clear": lambda folder: Headrace("headrace-clear", folder, options=CLEAR, share_options=CLEAR),
     "headrace-7": lambda folder: Headrace("headrace-7", folder, options=("--protocol", "7")),
     "scp": lambda folder: Scp("scp", folder),
     "scp-gcm": lambda folder: Scp("scp-gcm", folder, FAST_CIPHER),
@@ -33,6 +35,7 @@ NOTES: Final = (
     "Wall time of the whole command, start-up and connecting included. x: times as fast, round by round.",
     "headrace-cold: the share was started anew for this run and has hashed nothing; the client starts from an empty"
     " HEADRACE_HOME and pairs with the code (SPAKE2). headrace-warm: hashes remembered, client paired. Both phase 8.",
+    "headrace-clear: as warm, with --data-plane clear on both ends: not encrypted, checked all the same.",
     "headrace-7: the baseline protocol, forced; client paired. There are no hashes on the wire in it.",
     f"scp, rsync-ssh: the cipher that ssh chooses; scp-gcm: {FAST_CIPHER}. rsync-daemon: no encryption.",
     "Memory: the sum of the peaks of all processes of that end, shared pages counted in each.",

@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from headrace.engine.buffers import BufferPool
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import MAX_BYTES, MAX_REQUESTS, Fetcher
 from headrace.engine.plan import OnExist
@@ -69,7 +70,13 @@ class Fetching:
         self.told = Told()
         self.progress = Progress()
         self.fetcher = Fetcher(
-            destination, EXCHANGES[8], version=8, progress=self.progress, reports=self.told, on_exist=OnExist.SKIP_SAME
+            destination,
+            EXCHANGES[8],
+            buffers=BufferPool(),
+            version=8,
+            progress=self.progress,
+            reports=self.told,
+            on_exist=OnExist.SKIP_SAME,
         )
         self._pool = pool
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import pytest
 from tests.transport.memory import memory_pair
 
+from headrace.engine.buffers import BufferPool
 from headrace.errors import ConnectionLostError, ProtocolError
 from headrace.host import requests
 from headrace.host.requests import RequestHandler
@@ -533,11 +535,37 @@ def test_what_was_served_is_counted(talk: Talk) -> None:
 def test_an_answer_keeps_no_more_memory_than_a_chunk(talk: Talk) -> None:
     conversation = talk()
     version = conversation.entry(b"big").version
+    pool = conversation.handler._buffers
+    assert isinstance(pool, BufferPool)
     conversation.ask(Read(1, b"big", 0, READ_SIZE))
-    assert len(conversation.handler._buffer) == READ_SIZE == 128 * KIB
+    assert pool.figures().held == READ_SIZE == 128 * KIB
     for offset in range(0, SIZE - CHUNK_SIZE, MIB):
         conversation.ask(GetChunk(1, b"big", version, offset, CHUNK_SIZE))
-    assert len(conversation.handler._buffer) == CHUNK_SIZE
+    figures = pool.figures()
+    assert (figures.held, figures.in_use, figures.allocations) == (READ_SIZE + CHUNK_SIZE, 0, 2)
+
+
+def test_a_thousand_chunks_allocate_nothing(talk: Talk) -> None:
+    conversation = talk()
+    version = conversation.entry(b"big").version
+    requests = [GetChunk(1, b"big", version, number % 64 * 4096, 256 * KIB) for number in range(1000)]
+    for request in requests[:20]:
+        conversation.ask(request)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for request in requests[20:]:
+            conversation.ask(request)
+            tracemalloc.reset_peak() if request is requests[500] else None
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    pool = conversation.handler._buffers
+    assert isinstance(pool, BufferPool)
+    assert pool.figures().allocations == 1
+    # What the other side of the test receives is one chunk at a time; nothing piles up on either side.
+    assert now - before < 64 * KIB
+    assert peak - before < 4 * 256 * KIB
 
 
 def test_a_closed_handler_holds_no_file_open(talk: Talk) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 
+from headrace.engine.buffers import BufferPool
 from headrace.errors import (
     ConnectionLostError,
     CredentialUnknownError,
@@ -29,9 +31,11 @@ from headrace.host.session import Event, Share, serve
 from headrace.protocol.codes import Code
 from headrace.protocol.frames import PREFIX
 from headrace.protocol.messages import (
+    CHUNK_SIZE,
     ROLE_CONTROL,
     ROLE_DATA,
     AuthPake,
+    Chunk,
     Data,
     Error,
     GetChunk,
@@ -120,6 +124,7 @@ def host(tmp_path: Path, identity: Identity) -> Iterator[Host]:
     folder = tmp_path / "footage"
     folder.mkdir()
     (folder / "small").write_bytes(b"headwater\n")
+    (folder / "big").write_bytes(bytes(range(256)) * (CHUNK_SIZE // 256))
     events: list[Event] = []
     with SharedTree.open([folder]) as tree:
         share = Share(
@@ -408,15 +413,57 @@ def test_who_stops_in_the_middle_of_a_guess_has_spent_it(host: Host, clock: Cloc
     assert host.share.guesses.wrong_total == 1
 
 
-def test_a_session_may_be_idle_for_as_long_as_it_likes(host: Host, clock: Clock) -> None:
+def test_a_session_may_be_idle_for_as_long_as_it_likes(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "STALL_TIMEOUT", 0.01)
     messages, _ = host.greet()
     messages.send(Ping(1))
     assert messages.expect() == (Pong(1), 0)
     clock.now += 1_000_000
+    stream = host.open[-1]
+    asked: list[bool] = []
+    patient = stream.patient
+    assert patient
+
+    def count(sending: bool) -> bool:
+        asked.append(sending)
+        return patient(sending)
+
+    stream.patient = count
+    while len(asked) < 5:  # so many timeouts of the host's
+        time.sleep(0.001)
     messages.send(Ping(2))
     assert messages.expect() == (Pong(2), 0)
-    assert host.open[-1]._sock.gettimeout() is None
+    assert not any(asked)
     goodbye(messages)
+
+
+@pytest.mark.parametrize("others_wait", [False, True])
+def test_who_takes_nothing_is_borne_unless_others_wait_for_the_buffer(
+    host: Host, monkeypatch: pytest.MonkeyPatch, others_wait: bool
+) -> None:
+    monkeypatch.setattr(session, "STALL_TIMEOUT", 0.01)
+    pool = BufferPool(CHUNK_SIZE)
+    messages, _ = host.greet(host.connect(buffers=pool))
+    messages.send(GetChunk(2, b"big", b"", 0, CHUNK_SIZE))
+    while not pool.figures().in_use:
+        time.sleep(0.001)
+    waiting = threading.Thread(target=lambda: pool.acquire(CHUNK_SIZE).release())
+    if others_wait:
+        waiting.start()
+        waiting.join(PATIENCE)
+        assert not waiting.is_alive(), "the buffer did not come back"
+        with pytest.raises(ConnectionLostError):
+            messages.expect()
+            messages.read_payload(memoryview(bytearray(CHUNK_SIZE)))
+    else:
+        for _ in range(20):
+            time.sleep(0.01)  # several timeouts; a pause is what is tested
+        answer, size = messages.expect()
+        assert isinstance(answer, Chunk)
+        messages.read_payload(memoryview(bytearray(size)))
+        goodbye(messages)
 
 
 @pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n", bytes(1000), b"\x16\x03\x01\xff\xff" + bytes(100)])

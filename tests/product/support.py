@@ -364,11 +364,14 @@ class Gate:
     """A TCP relay to a port of this machine that lets so many bytes from the host through and then holds the rest.
 
     This is what makes "in the middle of a transfer" a place that a test can wait for. allow: bytes over all
-    connections; None: all.
+    connections; None: all. damage: what becomes of the host's bytes, as many as arrive at a time, 16 KiB at most.
     """
 
-    def __init__(self, port: int, allow: int | None = None) -> None:
+    def __init__(
+        self, port: int, allow: int | None = None, *, damage: Callable[[bytes], bytes] = lambda data: data
+    ) -> None:
         self._upstream = port
+        self._damage = damage
         self._allow = allow
         self.passed = 0
         self._changed = threading.Condition()
@@ -426,6 +429,7 @@ class Gate:
     def _relay(self, source: socket.socket, sink: socket.socket, gated: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(16 * KIB):
+                data = self._damage(data) if gated else data
                 position = 0
                 while position < len(data):
                     room = self._room(len(data) - position) if gated else len(data)

@@ -44,6 +44,8 @@ def get(
     checksum: bool,
     dry_run: bool,
     connections: int | None,
+    data_plane: str,
+    buffers: int,
 ) -> int:
     """Fetch a file or a tree. Run it again to resume.
 
@@ -76,6 +78,8 @@ def get(
             links=Links(links),
             checksum=checksum,
             connections=connections,
+            data_plane=data_plane,
+            buffers=buffers,
         )
         show: _Show = _Json(events) if events else _Human(quiet=common.quiet)
         try:

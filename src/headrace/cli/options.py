@@ -63,6 +63,24 @@ class Patterns(click.types.StringParamType):
         return [line for line in rv.splitlines() if line]
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Bytes, with K, M, G and T as powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
+        power = " KMGT".find(text[-1:]) if text[-1:].isalpha() else 0
+        try:
+            if power < 0:
+                raise ValueError
+            return int(float(text.rstrip("KMGT")) * 1024**power)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no size; write something like 64M", param, ctx)
+
+
 class Transport(click.Choice):  # type: ignore[type-arg]  # no generic before click 8.2
     """auto or tcp, and a clear word on the one that is still to come."""
 
@@ -119,12 +137,18 @@ IO: Final = _option(
 )
 DATA_PLANE: Final = _option(
     "--data-plane",
-    type=click.Choice(["tls"]),
+    type=click.Choice(["tls", "clear"]),
     default="tls",
     show_default=True,
-    expose_value=False,
-    callback=_ignore,
-    help="How chunks are protected.",
+    help="clear: chunks are not encrypted, only checked. Faster; for networks that you trust; both sides must say it.",
+)
+BUFFERS: Final = _option(
+    "--buffers",
+    type=Size(),
+    default="64M",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory for chunks on their way, at least 4M.",
 )
 CODE_FILE: Final = _option(
     "--code-file",
@@ -187,11 +211,11 @@ _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
 
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
-    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, JSON, *_LOGS),
+    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS),
-        *(*_REACH, IO, DATA_PLANE, JSON, *_LOGS),
+        *(*_REACH, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, *_REACH, *_LOGS),
     "peers": (JSON, *_LOGS),

@@ -27,7 +27,14 @@ _HOST_LOG: Final = logging.getLogger("headrace.host")
 @options.of("share")
 @click.pass_context
 def share(
-    context: click.Context, paths: tuple[str, ...], port: int, bind: str, name: str | None, code: str | None
+    context: click.Context,
+    paths: tuple[str, ...],
+    port: int,
+    bind: str,
+    name: str | None,
+    code: str | None,
+    data_plane: str,
+    buffers: int,
 ) -> None:
     """Share folders or files until Ctrl-C.
 
@@ -52,6 +59,8 @@ def share(
             code=_code(context, code, common),
             name=name,
             versions=reach.versions(common),
+            data_plane=data_plane,
+            buffers=buffers,
             on_event=_Reporter(events).report,
         )
 

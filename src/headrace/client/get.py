@@ -13,6 +13,7 @@ from typing import Any, Final
 from headrace.client.filters import Filters
 from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.session import Session
+from headrace.engine.buffers import BufferPool
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import FILE_ERRORS, Fetcher, resolve_different
 from headrace.engine.lane import Lane
@@ -34,6 +35,7 @@ from headrace.protocol.paths import ROOT, BadPathError, RelPath, link_stays_insi
 from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
 from headrace.storage.oserrors import local_errors
+from headrace.transport.zerocopy import wants_clear
 
 __all__ = ["GetOptions", "GetResult", "Links", "Transfer"]
 
@@ -76,6 +78,7 @@ class Transfer:
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.progress = Progress()
+        self.buffers = BufferPool(options.buffers)
         self._session = session
         self._source = source
         self._dest = None if dest is None else os.fspath(dest)
@@ -93,6 +96,8 @@ class Transfer:
     def run(self) -> GetResult:
         """Blocks until everything has come or failed. Raises a HeadraceError for what ended the transfer as a whole:
         StoppedError, ConnectionLostError, LocalDiskError, DestinationExistsError, ProtocolError, NotFoundError."""
+        if wants_clear(self._options.data_plane):
+            self._session.use_clear()
         entry = self._session.stat(self._source)
         place = self._place(entry)
         try:
@@ -153,6 +158,7 @@ class Transfer:
         fetcher = self._fetcher = Fetcher(
             self._destination,
             EXCHANGES[version],
+            buffers=self.buffers,
             version=version,
             progress=self.progress,
             reports=self,
@@ -186,7 +192,9 @@ class Transfer:
 
     def _shares_control(self, entry: Entry) -> bool:
         """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""
-        return self._session.agreed.version < PHASE_BULK or (self._single and entry.size <= SMALL_TRANSFER)
+        if self._session.agreed.version < PHASE_BULK:
+            return True
+        return self._single and entry.size <= SMALL_TRANSFER and not self._session.clear
 
     def _connections(self, entry: Entry) -> int:
         if self._shares_control(entry):
@@ -419,7 +427,7 @@ class Transfer:
             transport=self._session.connection.transport,
             protocol=self._session.agreed.version,
             io="posix",
-            data_plane="tls",
+            data_plane="clear" if self._session.clear else "tls",
             streams=self._lanes,
             failed=totals.files_failed,
             error=error,

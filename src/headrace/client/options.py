@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from headrace.engine.buffers import DEFAULT_LIMIT, check_limit
 from headrace.engine.plan import OnExist
 from headrace.errors import HeadraceError, UsageError
+from headrace.transport.zerocopy import wants_clear
 
 
 class Links(enum.StrEnum):
@@ -19,7 +21,10 @@ class Links(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GetOptions:
-    """connections: how many for chunks; None chooses."""
+    """connections: how many for chunks; None chooses. buffers: memory for chunks, in bytes.
+
+    data_plane: `tls`, or `clear`: chunks are not encrypted, only checked. The host must allow it.
+    """
 
     on_exist: OnExist = OnExist.SKIP_SAME
     include: tuple[str, ...] = ()
@@ -28,9 +33,13 @@ class GetOptions:
     links: Links = Links.SAFE
     checksum: bool = False
     connections: int | None = None
+    buffers: int = DEFAULT_LIMIT
+    data_plane: str = "tls"
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""
+        check_limit(self.buffers)
+        wants_clear(self.data_plane)
         try:
             object.__setattr__(self, "on_exist", OnExist(self.on_exist))
             object.__setattr__(self, "links", Links(self.links))

@@ -24,6 +24,7 @@ from headrace.errors import (
     NotFoundError,
     PermissionRefusedError,
     ProtocolError,
+    RefusedError,
     RemoteIOError,
     UnreachableError,
     UsageError,
@@ -45,7 +46,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import FEATURES, SEALED, Agreed, ClientHandshake, Versions
+from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
 from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
 from headrace.transport.trust import Pins
@@ -72,6 +73,7 @@ class Session:
     def __init__(
         self, connection: TcpConnection, control: MessageStream, agreed: Agreed, credential: Credential
     ) -> None:
+        self.clear = False  # whether chunks come in the clear; see `use_clear`
         self.connection = connection
         self.agreed = agreed
         self.control = Lane(control)
@@ -121,11 +123,26 @@ class Session:
             log.warning("this pairing is not remembered: %s", why)
         return cls(connection, stream, agreed, Credential(agreed.peer, agreed.keys.credential))
 
+    def use_clear(self) -> None:
+        """From here on chunks come in the clear, on lanes of their own. Raises RefusedError where the host does not."""
+        hint = "Start the share with --data-plane clear as well, or leave it out here."
+        if self.agreed.version < PHASE_BULK:
+            raise RefusedError("the baseline protocol has no chunks in the clear", hint="Leave --protocol 7 out.")
+        self.clear = True
+        lane = self.open_lane()
+        agreed = lane.messages.clear is not None
+        self.release(lane)
+        if not agreed:
+            self.clear = False
+            raise RefusedError("the host sends nothing in the clear: both sides must want it", hint=hint)
+
     def open_lane(self) -> Lane:
         """A further stream to the same share, for chunks. Blocks for the handshake."""
         versions = Versions(self.agreed.version, self.agreed.version)
         try:
-            stream, _ = _handshake(self.connection, versions, credential=self._credential, role=ROLE_DATA)
+            stream, _ = _handshake(
+                self.connection, versions, credential=self._credential, role=ROLE_DATA, clear=self.clear
+            )
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
         lane = Lane(stream)
@@ -299,6 +316,7 @@ def _handshake(
     code: Code | None = None,
     credential: Credential | None = None,
     role: str = ROLE_CONTROL,
+    clear: bool = False,
 ) -> tuple[MessageStream, Agreed]:
     """Runs the handshake on a new stream; closes the stream when it fails."""
     handshake = ClientHandshake(
@@ -309,7 +327,7 @@ def _handshake(
         credential=credential.secret if credential else None,
         versions=versions,
         # Only bulk is worth what it takes to seal.
-        features=(*FEATURES, SEALED) if role == ROLE_DATA else FEATURES,
+        features=(*FEATURES, SEALED, *([CLEAR] if clear else [])) if role == ROLE_DATA else FEATURES,
         agent=f"headrace {__version__}",
         role=role,
     )
@@ -326,6 +344,8 @@ def _handshake(
             messages.send_all(handshake.receive(message))
         if handshake.agreed.seal:
             stream.seal(handshake.agreed.seal)
+        if CLEAR in handshake.agreed.features:
+            messages.clear = stream
     except ConnectionLostError as why:
         messages.close()
         raise UnreachableError(f"the host hung up before it let us in: {why.message}") from why

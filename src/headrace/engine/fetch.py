@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from headrace.engine.buffers import new_buffer
+from headrace.engine.buffers import Buffers
 from headrace.engine.exchange import Exchange
 from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
@@ -72,6 +72,7 @@ class Fetcher:
         destination: Destination,
         exchange: Exchange,
         *,
+        buffers: Buffers,
         version: int,
         progress: Progress,
         reports: Reports,
@@ -79,6 +80,7 @@ class Fetcher:
     ) -> None:
         self._destination = destination
         self._exchange = exchange
+        self._buffers = buffers
         self._version = version
         self._progress = progress
         self._reports = reports
@@ -127,7 +129,6 @@ class Fetcher:
     def _keep_busy(self, lane: Lane, window: deque[Task]) -> None:
         """Holds `lane.lock` as long as there is something in `window`."""
         counters = self._progress.lane()
-        buffer = new_buffer(CHUNK_SIZE)
         asked = 0
         filling = True
         while True:
@@ -137,7 +138,7 @@ class Fetcher:
             if filling:
                 work = self.queue.take(idle=not window, room=MAX_BYTES - asked)
             if isinstance(work, Exclusive):
-                with lane.lock:
+                with lane.lock, self._buffers.acquire(CHUNK_SIZE) as buffer:
                     self._compare(work.job, lane, buffer)
             elif work is not None:
                 if not self._begin(work.job):
@@ -149,7 +150,8 @@ class Fetcher:
                 job = work.job
                 self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
             elif window:
-                self._receive(window[0], lane, buffer, counters)
+                with self._buffers.acquire(window[0].length) as buffer:
+                    self._receive(window[0], lane, buffer, counters)
                 asked -= window.popleft().length
                 if not window:
                     lane.lock.release()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from headrace.engine.buffers import new_buffer
+from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.protocol.frames import SESSION_LIMITS
 from headrace.protocol.messages import (
@@ -66,14 +66,21 @@ class RequestHandler:
         Ping: "_ping",
     }
 
-    def __init__(self, tree: SharedTree, hashes: HashCache, stream: MessageStream, agreed: Agreed) -> None:
+    def __init__(
+        self,
+        tree: SharedTree,
+        hashes: HashCache,
+        stream: MessageStream,
+        agreed: Agreed,
+        buffers: Buffers | None = None,
+    ) -> None:
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
         self._version = agreed.version
         self._sparse = SPARSE in agreed.features
         self._sources = SourceCache(tree)
-        self._buffer = memoryview(bytearray())
+        self._buffers = buffers or BufferPool()
         self.served = Served()
 
     def handle(self, request: Message) -> None:
@@ -127,10 +134,11 @@ class RequestHandler:
             raise ProtocolError(f"a Read of {request.length} bytes at {request.offset}; the limit is {READ_SIZE}")
         with _reporting():
             source = self._sources.get(wire_path(request.path), request.version)
-            view = self._room(max(0, min(request.length, source.size - request.offset)))
-            source.read_into(view, request.offset)
-        self._stream.send(Data(request.id), view)
-        self.served.bytes += len(view)
+        with self._buffers.acquire(max(0, min(request.length, source.size - request.offset))) as view:
+            with _reporting():
+                source.read_into(view, request.offset)
+            self._stream.send(Data(request.id), view)
+            self.served.bytes += len(view)
 
     def _chunk(self, request: GetChunk) -> None:
         if not 0 < request.length <= CHUNK_SIZE or request.offset < 0:
@@ -140,14 +148,38 @@ class RequestHandler:
             if request.offset + request.length > source.size:
                 raise NotFoundError("that range lies past the end of the file")
             hole = self._sparse and source.sparse and source.is_hole(request.offset, request.length)
-            view = self._room(0 if hole else request.length)
-            if not hole:
-                source.read_into(view, request.offset)
         if hole:
             self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
             return
-        self._stream.send(Chunk(request.id, self._hash_of(source, request, view)), view)
-        self.served.bytes += len(view)
+        if self._stream.clear and request.length > READ_SIZE:  # below that, a system call more costs what it saves
+            self._chunk_in_clear(source, request)
+            return
+        with self._buffers.acquire(request.length) as view:
+            with _reporting():
+                source.read_into(view, request.offset)
+            self._stream.send(Chunk(request.id, self._hash_of(source, request, view)), view)
+        self.served.bytes += request.length
+
+    def _chunk_in_clear(self, source: SourceFile, request: GetChunk) -> None:
+        """The bytes go from the file to the socket by themselves; they are only read here where the hash is not known.
+
+        Whether the file is still the one that was hashed, the client finds out by the hash.
+        """
+        known = self._known_hash(source, request)
+        # A small one serves where sendfile cannot; the hash wants it all at once.
+        with self._buffers.acquire(request.length if known is None else min(request.length, READ_SIZE)) as view:
+            if known is None:
+                with _reporting():
+                    source.read_into(view, request.offset)
+                known = self._hash_of(source, request, view)
+            chunk = Chunk(request.id, known, clear=True)
+            self._stream.send_file(chunk, source.fileno(), request.offset, request.length, view)
+        self.served.bytes += request.length
+
+    def _known_hash(self, source: SourceFile, request: GetChunk) -> bytes | None:
+        index, within = divmod(request.offset, CHUNK_SIZE)
+        whole = not within and request.length == min(CHUNK_SIZE, source.size - request.offset)
+        return self._hashes.get(source.version, index) if whole else None
 
     def _hash_of(self, source: SourceFile, request: GetChunk, view: memoryview) -> bytes:
         """The chunk's hash: remembered where the range is a whole chunk of the file, else computed."""
@@ -177,11 +209,6 @@ class RequestHandler:
 
     def _ping(self, request: Ping) -> None:
         self._stream.send(Pong(request.id))
-
-    def _room(self, length: int) -> memoryview:
-        if len(self._buffer) < length:
-            self._buffer = new_buffer(CHUNK_SIZE if length > READ_SIZE else READ_SIZE)
-        return self._buffer[:length]
 
 
 def _fitting(entries: list[Entry]) -> Iterator[list[Entry]]:

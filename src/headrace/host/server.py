@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from headrace import config
 from headrace._version import __version__
+from headrace.engine.buffers import DEFAULT_LIMIT, BufferPool
 from headrace.errors import LocalDiskError, UsageError
 from headrace.host.guesses import GuessLimit
 from headrace.host.session import Event, Share, serve
@@ -26,6 +27,7 @@ from headrace.storage.tree import SharedTree
 from headrace.transport.identity import Identity
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
 from headrace.transport.trust import Peers
+from headrace.transport.zerocopy import wants_clear
 
 log = logging.getLogger("headrace.host")
 
@@ -52,12 +54,18 @@ class ShareServer:
         name: str | None = None,
         home: Path | None = None,
         versions: Versions = Versions(),
+        data_plane: str = "tls",
+        buffers: int = DEFAULT_LIMIT,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
 
+        data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
+        all clients together.
+
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
+        pool, clear = BufferPool(buffers), wants_clear(data_plane)
         home = home or config.home()
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
@@ -71,6 +79,8 @@ class ShareServer:
             guesses=GuessLimit(on_lock=self._locked),
             agent=f"headrace {__version__}",
             versions=versions,
+            buffers=pool,
+            clear=clear,
             on_event=on_event,
         )
         self._context = server_context(str(identity.file))

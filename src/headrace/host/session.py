@@ -11,17 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.guesses import GuessLimit
 from headrace.host.requests import RequestHandler
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
-from headrace.protocol.session import FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
+from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
 from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
-from headrace.transport.tcp import TcpStream
+from headrace.transport.tcp import STALL_TIMEOUT, TcpStream
 from headrace.transport.trust import Peers
 
 log = logging.getLogger("headrace.host")
@@ -42,6 +43,8 @@ class Share:
     agent: str
     versions: Versions = Versions()
     hashes: HashCache = field(default_factory=HashCache)
+    buffers: Buffers = field(default_factory=BufferPool)
+    clear: bool = False
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -92,8 +95,13 @@ def serve(stream: TcpStream, share: Share, address: str) -> None:
         agreed = _handshake(messages, share, address)
         if agreed.seal:
             stream.seal(agreed.seal)
+        if CLEAR in agreed.features:
+            messages.clear = stream
         stream.set_deadline(None)
-        stream.set_timeout(None)
+        stream.set_timeout(STALL_TIMEOUT)
+        # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
+        # others wait for the buffer that this costs.
+        stream.patient = lambda sending: not (sending and share.buffers.contended)
         _requests(messages, share, agreed, address)
     except (ssl.SSLError, OSError) as why:
         log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
@@ -115,7 +123,7 @@ def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
-        features=(*FEATURES, SEALED),
+        features=(*FEATURES, SEALED, *([CLEAR] if share.clear else [])),
         agent=share.agent,
     )
     try:
@@ -136,7 +144,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    handler = RequestHandler(share.tree, share.hashes, messages, agreed)
+    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers)
     started = time.monotonic()
     try:
         while True:

@@ -263,11 +263,15 @@ class GetChunk(Message, frozen=True, tag="get-chunk"):
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
-    """hash: BLAKE3 of the range. The payload is the range; with `zero` it is empty and the range is all zeros."""
+    """hash: BLAKE3 of the range. The payload is the range; with `zero` it is empty and the range is all zeros.
+
+    clear: the payload follows outside of the stream's records, in the clear; only where both sides agreed on that.
+    """
 
     id: int
     hash: bytes
     zero: bool = False
+    clear: bool = False
 
 
 REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk)

@@ -165,6 +165,15 @@ class SealedRecords:
                 filled += self._take_opened(into[filled:])
         return filled
 
+    def take_clear(self, into: memoryview) -> int:
+        """Bytes that arrived behind the last record and are none: see `clear` in docs/protocol.md. How many."""
+        if len(self._opened):
+            raise ProtocolError("bytes in the clear were announced in the middle of a record")
+        count = min(len(into), self._stop - self._start)
+        into[:count] = self._inbox[self._start : self._start + count]
+        self._start += count
+        return count
+
     def _take_opened(self, into: memoryview) -> int:
         count = min(len(self._opened), len(into))
         if count:

@@ -54,6 +54,7 @@ SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without 
 SEALED: Final = "sealed"  # from Granted on the stream uses the records of `sealed`; only offered over TCP
 FEATURES: Final[tuple[str, ...]] = (SPARSE,)
 MAX_FEATURES: Final = 64
+CLEAR: Final = "clear"  # chunks' bytes may come outside of those records; only together with `sealed`
 SEAL_SIZE: Final = 32  # bytes of the secret that each side contributes
 MAX_WORD: Final = 128  # characters in a feature, an agent or a share's name
 
@@ -372,8 +373,11 @@ class HostHandshake(_Handshake):
 
 
 def _in_phase(version: int, features: frozenset[str]) -> frozenset[str]:
-    """The baseline stays plain: what belongs to bulk is left out of phase 7."""
-    return features if version >= PHASE_BULK else features - {SEALED}
+    """The baseline stays plain: what belongs to bulk is left out of phase 7. And what is in the clear must lie between
+    records that are not."""
+    if version < PHASE_BULK:
+        return features - {SEALED, CLEAR}
+    return features if SEALED in features else features - {CLEAR}
 
 
 def _with(error: HeadraceError, **facts: Any) -> HeadraceError:

@@ -60,6 +60,10 @@ class SourceFile:
                 raise self._changed()
         return offset + length <= self.size
 
+    def fileno(self) -> int:
+        """For sendfile; it stays this object's."""
+        return self._fd
+
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1

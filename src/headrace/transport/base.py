@@ -33,6 +33,16 @@ class Stream(Protocol):
         """From any thread: makes the owner's pending and later calls fail at once. The owner still closes."""
 
 
+class ClearStream(Stream, Protocol):
+    """A Stream that can also carry what both sides agreed to send in the clear."""
+
+    def send_file(self, *, head: bytes, fd: int, offset: int, count: int, buffer: memoryview) -> int:
+        """Sends `head`, then `count` bytes of a file in the clear; how many there were. The rest is zeros."""
+
+    def recv_clear_into(self, into: memoryview) -> int:
+        """As `recv_into`, for what the peer sends by `send_file`."""
+
+
 class Connection(Protocol):
     """One peer, any number of streams. Thread-safe."""
 

@@ -16,7 +16,7 @@ from headrace.protocol.frames import (
     encode_frame,
 )
 from headrace.protocol.messages import Message
-from headrace.transport.base import Stream
+from headrace.transport.base import ClearStream, Stream
 
 PIECE: Final = 1024 * 1024  # bytes; what a payload is read, hashed and written in: few calls, and it stays in the cache
 
@@ -26,6 +26,8 @@ class MessageStream:
 
     def __init__(self, stream: Stream, limits: Limits = HANDSHAKE_LIMITS) -> None:
         self.stream = stream
+        self.clear: ClearStream | None = None  # the stream again, where both sides agreed on chunks in the clear
+        self._in_clear = False  # whether the payload at hand is
         self._decoder = FrameDecoder(limits)
         self._scratch = memoryview(bytearray(4096))
 
@@ -45,6 +47,11 @@ class MessageStream:
         else:
             self.stream.send(head)
 
+    def send_file(self, message: Message, fd: int, offset: int, count: int, buffer: memoryview) -> None:
+        """Sends one frame whose payload is a range of a file, in the clear. buffer: for where that takes a copy."""
+        assert self.clear is not None
+        self.clear.send_file(head=encode_frame(message, count), fd=fd, offset=offset, count=count, buffer=buffer)
+
     def send_all(self, messages: list[Message]) -> None:
         """Sends frames without payload, in one go."""
         if messages:
@@ -61,6 +68,9 @@ class MessageStream:
             if head is None:
                 return None
             if head.message is not None:
+                self._in_clear = getattr(head.message, "clear", False)
+                if self._in_clear and self.clear is None:
+                    raise ProtocolError("the other side sends a chunk in the clear, which nobody agreed to")
                 return head.message, head.payload_length
 
     def expect(self) -> tuple[Message, int]:
@@ -90,8 +100,9 @@ class MessageStream:
     def read_payload(self, into: memoryview) -> None:
         """Fills `into` with the next payload bytes. Raises ConnectionLostError."""
         position = self._decoder.take_payload(into)
+        receive = self.clear.recv_clear_into if self._in_clear and self.clear else self.stream.recv_into
         while position < len(into):
-            count = self.stream.recv_into(into[position:])
+            count = receive(into[position:])
             if not count:
                 raise ConnectionLostError("the connection ended in the middle of a payload")
             self._decoder.payload_taken_elsewhere(count)

@@ -35,6 +35,9 @@ class Records(Protocol):
     def arrived(self, count: int) -> None:
         """So many bytes were put into `room`."""
 
+    def take_clear(self, into: memoryview) -> int:
+        """Takes what has arrived as it is, unopened, where both sides agreed that clear bytes come now. How many."""
+
     def read_into(self, into: memoryview) -> int:
         """Opens what has arrived. How many bytes; 0: more must arrive first, or it `ended`.
 
@@ -111,6 +114,9 @@ class TlsRecords:
         except ssl.SSLError as why:
             raise ConnectionLostError(f"the encrypted connection failed ({why.reason})") from why
         return filled
+
+    def take_clear(self, into: memoryview) -> int:
+        raise ProtocolError("TLS carries nothing in the clear")
 
     def leave(self) -> bytes:
         """TLS ends here without a goodbye: what has arrived behind its last record, still sealed by something else.

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
 import socket
 import ssl
 import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, ProtocolError, UnreachableError
 from headrace.protocol.pake import fingerprint_of
 from headrace.transport.records import Records, TlsRecords
+from headrace.transport.zerocopy import FALLBACKS, UnsupportedError, platform_send, wait_writable
+
+log = logging.getLogger("headrace.tcp")
 
 ALPN: Final = "headrace"
 CONNECT_TIMEOUT: Final = 10.0
 STALL_TIMEOUT: Final = 30.0
 LINGER: Final = 2.0  # seconds that an orderly close may take
+_ZEROS: Final = bytes(64 * 1024)
 _TCP_INFO_RTT: Final = struct.Struct("=I")
 _TCP_INFO_RTT_OFFSET: Final = 68  # tcpi_rtt, microseconds: struct tcp_info in linux/tcp.h
 _TCP_INFO_SIZE: Final = 104
@@ -35,6 +42,9 @@ class TcpStream:
         self._server = server
         self._tls = TlsRecords(context, server=server)
         self._records: Records = self._tls
+        self.zero_copy = platform_send()
+        # Asked with True while sending, False while receiving, when a timeout has run out: whether to go on waiting.
+        self.patient: Callable[[bool], bool] | None = None
         self._closed = False
         self._aborted = False
         self.bytes_in = 0
@@ -96,13 +106,78 @@ class TcpStream:
         try:
             for data in pieces:
                 while data:
-                    sent = self._sock.send(data)
+                    try:
+                        sent = self._sock.send(data)
+                    except TimeoutError as why:
+                        self._stalled(why, sending=True)
+                        continue
                     self.bytes_out += sent
                     data = data[sent:]
-        except TimeoutError as why:
-            raise ConnectionLostError(f"the other side took nothing for {self._timeout:.0f} s") from why
         except OSError as why:
             raise ConnectionLostError(f"the connection broke while sending ({why.strerror or why})") from why
+
+    def _stalled(self, why: TimeoutError, *, sending: bool) -> None:
+        """A timeout ran out; ConnectionLostError unless somebody said that waiting goes on."""
+        if self._deadline is not None:
+            raise ConnectionLostError("the other side took too long") from why
+        if self.patient is None or not self.patient(sending):
+            what = "the other side took nothing" if sending else "nothing arrived"
+            raise ConnectionLostError(f"{what} for {self._timeout:.0f} s") from why
+
+    def send_file(self, *, head: bytes, fd: int, offset: int, count: int, buffer: memoryview) -> int:
+        """Sends `head` as ever, then `count` bytes of the file in the clear, without a copy where the platform can.
+
+        buffer: for where it cannot. A file that turns out shorter is filled up with zeros, so that the stream stays in
+        step. How many bytes were the file's own. Both sides must have agreed on it: the peer takes them by
+        `recv_clear_into`.
+        """
+        self.send(head)
+        position, end = offset, offset + count
+        send = self.zero_copy
+        try:
+            while position < end:
+                try:
+                    if send is None:
+                        raise UnsupportedError("this system has nothing of the kind")
+                    sent = send(self._sock, fd, position, end - position)
+                    if not sent:
+                        break
+                    position += sent
+                    self.bytes_out += sent
+                except BlockingIOError:
+                    try:
+                        wait_writable(self._sock, self._timeout)
+                    except TimeoutError as why:
+                        self._stalled(why, sending=True)
+                except UnsupportedError as why:
+                    FALLBACKS.add(str(why))
+                    position = self._copy_file(fd, position, end, buffer)
+                    break
+        except OSError as why:
+            if why.errno != errno.EIO:  # that is the file's, and the peer finds out by the hash
+                raise ConnectionLostError(f"the connection broke while sending ({why.strerror or why})") from why
+            log.warning("a file could not be read to its end while it was sent: %s", why.strerror)
+        own = position - offset
+        for start in range(own, count, len(_ZEROS)):
+            self._put(iter([memoryview(_ZEROS)[: count - start]]))
+        return own
+
+    def _copy_file(self, fd: int, position: int, end: int, buffer: memoryview) -> int:
+        """What sendfile would do, by reading and sending; where in the file it came to."""
+        while position < end:
+            got = os.preadv(fd, [buffer[: end - position]], position)
+            if not got:
+                break
+            self._put(iter([buffer[:got]]))
+            position += got
+        return position
+
+    def recv_clear_into(self, into: memoryview) -> int:
+        """As `recv_into`, for bytes that the peer sends by `send_file`. Straight from the kernel into `into`."""
+        if self._aborted:
+            raise ConnectionLostError("the connection was aborted")
+        count = self._records.take_clear(into)
+        return count or self._receive(into)
 
     def recv_into(self, into: memoryview) -> int:
         records = self._records
@@ -117,21 +192,25 @@ class TcpStream:
     def _fill(self, wanted: int) -> None:
         if self._records is self._tls:
             self._put(self._tls.pending())  # the answer to a key update
-        if self._deadline is not None:
-            self._wait_no_longer(self._deadline - time.monotonic())
-        try:
-            count = self._sock.recv_into(self._records.room(wanted))
-        except TimeoutError as why:
+        self._records.arrived(self._receive(self._records.room(wanted)))
+
+    def _receive(self, into: memoryview) -> int:
+        """What the kernel has, at least one byte."""
+        while True:
             if self._deadline is not None:
-                raise ConnectionLostError("the other side took too long") from why
-            raise ConnectionLostError(f"nothing arrived for {self._timeout:.0f} s") from why
-        except OSError as why:
-            raise ConnectionLostError(f"the connection broke ({why.strerror or why})") from why
+                self._wait_no_longer(self._deadline - time.monotonic())
+            try:
+                count = self._sock.recv_into(into)
+                break
+            except TimeoutError as why:
+                self._stalled(why, sending=False)
+            except OSError as why:
+                raise ConnectionLostError(f"the connection broke ({why.strerror or why})") from why
         if not count:
             # Without the peer's own goodbye anybody on the path could have cut the stream short.
             raise ConnectionLostError("the connection was cut off")
         self.bytes_in += count
-        self._records.arrived(count)
+        return count
 
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds
