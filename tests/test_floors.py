@@ -19,6 +19,7 @@ FLOORS = (
     {"transport", "storage"},
     {"engine"},
     {"host", "client"},
+    {"doctor"},
     {"", "__main__", "api", "cli", "mount", "fs"},  # "" is headrace/__init__.py
 )
 TOP = len(FLOORS) - 1  # the one line whose packages may use each other: what people and programs touch
@@ -113,6 +114,8 @@ def test_imports_only_go_down():
         ("engine/plan.py", "from headrace.client import share", "upward"),
         ("host/serve.py", "from headrace.cli.main import main", "upward"),
         ("client/share.py", "from headrace.api import connect", "upward"),
+        ("client/share.py", "from headrace.doctor import checks", "upward"),
+        ("doctor/path.py", "from headrace.cli.main import main", "upward"),
         ("protocol/frames.py", "from headrace.observe import metrics", None),
         ("observe/metrics.py", "from headrace.protocol import frames", "upward"),
         ("errors.py", "from headrace.config import Config", "upward"),

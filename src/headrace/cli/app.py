@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "ls": Listed("List what is in a share."),
     "get": Listed("Fetch a file or a tree; resumes by default.", ("receive",)),
     "cat": Listed("Write a file's bytes to standard output."),
+    "doctor": Listed("What this machine can do for transfers, and where the time goes on the way to a share."),
     "peers": Listed("The hosts and peers this machine knows, and how to forget one."),
     "completion": Listed("Print a shell's completion script."),
 }

@@ -1,0 +1,126 @@
+"""`headrace doctor`: what this machine can do, and where the time goes on the way to a share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from headrace import config
+from headrace.cli import options, output, reach, settings, signals
+from headrace.cli.cat import abort
+from headrace.observe import logs
+
+if TYPE_CHECKING:
+    from headrace.client.session import Session
+    from headrace.client.target import Target
+    from headrace.doctor.checks import Check
+    from headrace.doctor.path import Step
+
+OPTIONS: Final = (
+    *(options.CODE_FILE, options.PROTOCOL, options.TRANSPORT),
+    *(options.JSON, options.QUIET, options.VERBOSE, options.LOG_JSON),
+)
+_NAME: Final = 13  # columns
+_STATUS: Final = 9
+_VALUE: Final = 10
+
+
+class _Doctor(click.Command):
+    """As options.Command, with this module's options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--help" not in args and not ctx.resilient_parsing:
+            known = {**options.OPTIONS, "doctor": OPTIONS}
+            ctx.default_map = settings.defaults(config.home() / settings.FILE, "doctor", known)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        common = ctx.ensure_object(options.Common)
+        logs.setup(common.verbose, json=common.log_json, quiet=common.quiet)
+        return super().invoke(ctx)
+
+
+@click.command("doctor", cls=_Doctor, params=[*OPTIONS])
+@click.argument("target", required=False)
+@click.pass_obj
+def doctor(common: options.Common, target: str | None) -> None:
+    """Say what this machine can do for transfers, and what would mend the rest.
+
+    Each check is ok, limited or missing, with the reason, and with the one command that would mend it where there is
+    one (mostly for root). With a TARGET, also connects to that share and says where the time goes on the way; up to
+    64 MiB of a file there are read and dropped.
+
+    Exits with 0 once the checks ran, whatever they found: it is a report. A TARGET that cannot be reached is an error
+    as for the other commands.
+
+    \b
+    headrace doctor
+    headrace doctor 7k2m-xq4c-9dht@192.168.1.20:7420
+    """
+    events = output.Events() if common.json else None
+    with output.telling(events):
+        wanted = None if target is None else reach.target_of(target, common)
+        sessions: list[Session] = []
+        report = _Report(events)
+        signals.run(lambda: _work(report, wanted, common, sessions), cancel=abort(sessions))
+
+
+def _work(report: _Report, target: Target | None, common: options.Common, sessions: list[Session]) -> None:
+    from headrace.doctor import checks
+
+    for check in checks.run():
+        report.check(check)
+    if target is not None:
+        from headrace.doctor import path
+
+        def connect() -> Session:
+            session = reach.connect(target, common)
+            sessions.append(session)
+            return session
+
+        report.way(target)
+        for step in path.measure(target, connect):
+            report.step(step)
+    report.done(checks.STATUSES)
+
+
+class _Report:
+    """Lines for people and pipes, or events."""
+
+    def __init__(self, events: output.Events | None) -> None:
+        self._events = events
+        self._counts: Counter[str] = Counter()
+
+    def check(self, check: Check) -> None:
+        found = check.found
+        self._counts[found.status] += 1
+        if self._events:
+            fields = {"name": check.name, "status": found.status, "reason": found.reason, "mend": found.mend}
+            self._events.emit({"event": "check", **fields})
+            return
+        self._line(f"{check.name:<{_NAME}}{found.status:<{_STATUS}}{found.reason}")
+        if found.mend:
+            self._line(f"{'':<{_NAME + _STATUS}}mend: {found.mend}")
+
+    def way(self, target: Target) -> None:
+        if not self._events:
+            self._line(f"\nThe way to {target.address}:")
+
+    def step(self, step: Step) -> None:
+        if self._events:
+            self._events.emit({"event": "path", "step": step.name, **step.figures, "reason": step.text})
+            return
+        self._line(f"{step.name:<{_NAME}}{step.value:>{_VALUE}}  {step.text}")
+
+    def done(self, statuses: tuple[str, ...]) -> None:
+        counts = {status: self._counts[status] for status in statuses}
+        if self._events:
+            self._events.emit({"event": "done", **counts})
+            return
+        self._line("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
+
+    def _line(self, text: str) -> None:
+        output.write_text(text + "\n")
+        output.flush()
