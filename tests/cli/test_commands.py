@@ -354,15 +354,16 @@ def test_a_file_that_fails_is_named_and_the_rest_arrives(sharing, home, tmp_path
     assert error["path"].endswith("a.mov")
     assert error["retryable"] is False
     assert events[-1]["failed"] == 1
-    one_line(ran.stderr)
+    assert ran.stderr == plain.stderr, "what failed is said in words as well"
 
 
 def test_a_single_file_that_fails_is_told_once(sharing, home, tmp_path):
     (tmp_path / "notes.txt").write_text("something else")
-    ran = run("get", sharing.target + "/notes.txt", tmp_path, home=home)
+    for options in ((), ("--json",)):
+        ran = run("get", *options, sharing.target + "/notes.txt", tmp_path, home=home)
 
-    assert ran.returncode == 10
-    one_line(ran.stderr)
+        assert ran.returncode == 10
+        one_line(ran.stderr)
 
 
 @pytest.mark.parametrize(

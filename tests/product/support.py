@@ -240,12 +240,15 @@ class Outcome:
         return self
 
     def check_failed(self, *exit_codes: int) -> Outcome:
-        """One of those exit codes, one clear line on standard error that also says what to do, no traceback."""
+        """One of those exit codes, one clear line on standard error that also says what to do, no traceback. Files that
+        failed have a line each besides."""
         self.check_clean()
         assert self.exit_code in exit_codes, (self.exit_code, self.stderr, self.events[-3:])
         lines = self.stderr.strip().splitlines()
-        assert len(lines) == 1, self.stderr
-        assert re.match(r"headrace: .+\. .+", lines[0]), f"not a sentence and a hint: {lines[0]}"
+        files = sum(event["path"] is not None for event in self.of("error"))
+        assert 1 <= len(lines) <= 1 + files, self.stderr
+        for line in lines:
+            assert re.match(r"headrace: .+\. .+", line), f"not a sentence and a hint: {line}"
         return self
 
     def check_ok(self) -> Outcome:

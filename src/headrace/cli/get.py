@@ -92,6 +92,21 @@ def get(
 class _Show:
     """How a transfer is told. `event` is called from the transfer's threads, the rest from one each."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+
+    def _complain(self, event: dict[str, Any]) -> None:
+        """One line for a file that failed."""
+        with self._lock:
+            self._told.add(event["message"])
+        output.say(_complaint(event))
+
+    def _conclude(self, result: GetResult) -> None:
+        """One line for the whole, unless its one file's said it already."""
+        if result.error and result.error.message not in self._told:
+            output.say(str(result.error))
+
     def connected(self, session: Session) -> None:
         """The host let us in."""
 
@@ -155,9 +170,10 @@ class _Get:
 
 
 class _Json(_Show):
-    """Events on standard output."""
+    """Events on standard output; what failed also in words, on standard error."""
 
     def __init__(self, events: output.Events) -> None:
+        super().__init__()
         self._events = events
         self._next = 0.0
 
@@ -175,6 +191,8 @@ class _Json(_Show):
 
     def event(self, event: dict[str, Any]) -> None:
         self._events.emit(event)
+        if event["event"] == "error":
+            self._complain(event)
 
     def moved(self, view: View) -> None:
         if view.totals.seconds >= self._next:
@@ -185,17 +203,15 @@ class _Json(_Show):
         self._events.emit(progress_event(view))
         figures = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "error"}
         self._events.emit({"event": "done", **figures})
-        if result.error:
-            output.say(str(result.error))
+        self._conclude(result)
 
 
 class _Human(_Show):
     """A progress line on a terminal, a line for each failure, a summary on standard output."""
 
     def __init__(self, *, quiet: bool) -> None:
+        super().__init__()
         self._quiet = quiet
-        self._lock = threading.Lock()
-        self._told: set[str] = set()
         self._counts: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
         self.line: output.ProgressLine | None = None
@@ -205,9 +221,7 @@ class _Human(_Show):
     def event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "error":
-            with self._lock:
-                self._told.add(event["message"])
-            output.say(_complaint(event))
+            self._complain(event)
         elif kind == "warning" and not self._quiet:
             output.say(f"warning: {_complaint(event)}")
         elif kind == "file":
@@ -229,8 +243,7 @@ class _Human(_Show):
         if not self._quiet:
             output.write_text(self._summary(result) + "\n")
             output.flush()
-        if result.error and result.error.message not in self._told:
-            output.say(str(result.error))
+        self._conclude(result)
 
     def _summary(self, result: GetResult) -> str:
         """1.0 GiB in 1 file, 612 MB/s, 1.7 s, over tcp (protocol 8)"""
