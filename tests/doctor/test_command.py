@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from tests.cli.processes import CODE, WRONG_CODE, Sharing, json_lines, run
+from tests.cli.processes import CODE, WRONG_CODE, json_lines, run
 
 from headrace.doctor.checks import CHECKS
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture(scope="module")
-def sharing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
-    root = tmp_path_factory.mktemp("tree")
-    (root / "day1").mkdir()
-    (root / "day1" / "a.mov").write_bytes(os.urandom(9 * MIB + 5))
-    (root / "small").mkdir()
-    (root / "small" / "notes.txt").write_text("hello\n")
-    (root / "zeros").mkdir()
-    with (root / "zeros" / "z").open("wb") as file:
-        file.truncate(5 * MIB)
-    with Sharing(root, home=tmp_path_factory.mktemp("host")) as share:
-        yield share
 
 
 def test_a_table_with_what_would_mend_it(home, tmp_path):

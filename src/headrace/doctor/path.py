@@ -19,7 +19,7 @@ from headrace.engine.exchange import EXCHANGES
 from headrace.engine.lane import Lane
 from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError, printable
 from headrace.protocol.messages import CHUNK_SIZE, KIB, MIB, Entry, Ping, Pong
-from headrace.protocol.paths import RelPath
+from headrace.protocol.paths import RelPath, text_fields
 from headrace.transport.framed import PIECE
 from headrace.transport.tcp import CONNECT_TIMEOUT, TcpStream, client_context
 
@@ -49,18 +49,21 @@ class Step:
 
 @dataclass(slots=True)
 class Reading:
-    """What the read test came to. sealed: whether its records were headrace's own larger ones."""
+    """What the read test came to.
 
-    bytes: int = 0
+    size: bytes that came. sealed: whether in headrace's own larger records. path: raw. skipped: why nothing came.
+    """
+
+    size: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     sealed: bool = False
-    path: str = ""
+    path: bytes = b""
     skipped: str = ""
 
     @property
     def rate(self) -> float:
-        return self.bytes / max(self.seconds, 1e-9)
+        return self.size / max(self.seconds, 1e-9)
 
 
 def measure(target: Target, connect: Callable[[], Session]) -> Iterator[Step]:
@@ -179,7 +182,7 @@ def _reading(session: Session, path: RelPath) -> Reading:
     where, entry = found
     lane = session.open_lane()
     try:
-        reading = Reading(sealed=_is_sealed(lane), path=str(where) or entry.name.decode("utf-8", "backslashreplace"))
+        reading = Reading(sealed=_is_sealed(lane), path=bytes(where) or entry.name)
         with lane.lock:
             _read(lane, session.agreed.version, where, entry, reading)
     except (ConnectionLostError, ProtocolError):
@@ -188,7 +191,7 @@ def _reading(session: Session, path: RelPath) -> Reading:
         return Reading(skipped=why.message)
     finally:
         session.release(lane)
-    if not reading.bytes:
+    if not reading.size:
         reading.skipped = "the file holds nothing but zeros, which are not sent"
     return reading
 
@@ -233,7 +236,7 @@ def _read(lane: Lane, version: int, path: RelPath, entry: Entry, reading: Readin
         size = flying.popleft()
         _, zero = exchange.receive(lane, size, buffer, _drop)
         arrived += size
-        reading.bytes += 0 if zero else size
+        reading.size += 0 if zero else size
     reading.seconds = time.perf_counter() - started
     reading.cpu_seconds = time.process_time() - busy
 
@@ -255,15 +258,16 @@ def _is_sealed(lane: Lane) -> bool:
 def _read_step(reading: Reading) -> Step:
     if reading.skipped:
         return Step("read", "skipped", reading.skipped, {"skipped": reading.skipped})
-    per_gib = reading.cpu_seconds / reading.bytes * GIB
+    per_gib = reading.cpu_seconds / reading.size * GIB
     share = reading.cpu_seconds / max(reading.seconds, 1e-9)
+    shown = printable(reading.path.decode("utf-8", "backslashreplace"))
     text = (
-        f"{reading.bytes / MIB:.0f} MiB of {printable(reading.path)} in {reading.seconds:.2f} s; "
+        f"{reading.size / MIB:.0f} MiB of {shown} in {reading.seconds:.2f} s; "
         f"this side took {per_gib:.2f} CPU seconds a GiB and was busy {share:.0%} of the time"
     )
     figures: dict[str, Figure] = {
-        "path": reading.path,
-        "bytes": reading.bytes,
+        **text_fields("path", reading.path),
+        "bytes": reading.size,
         "seconds": round(reading.seconds, 4),
         "bytes_per_second": round(reading.rate),
         "cpu_seconds_per_gib": round(per_gib, 3),

@@ -78,7 +78,7 @@ def probe(
             except OSError as why:
                 return _refused(why)
         return _by_openssl(option, active)
-    except (OSError, ValueError, HeadraceError) as why:
+    except (OSError, ValueError, ImportError, HeadraceError) as why:
         return KernelTls("missing", f"it could not be tried over loopback ({why})", "loopback")
 
 
