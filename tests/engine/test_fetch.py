@@ -176,6 +176,22 @@ def test_a_damaged_chunk_is_asked_for_once_more(fetching: Fetching, tmp_path: Pa
     assert fetching.progress.totals().bytes_received == 10, "both attempts came over the wire"
 
 
+def test_a_damaged_chunk_is_asked_for_again_where_it_came_from(fetching: Fetching, tmp_path: Path) -> None:
+    """A host that remembered a wrong hash takes the second request on one stream as a sign to look anew."""
+    fetching.want("a", b"right")
+    work = fetching.start()
+    request = fetching.asked()
+    elsewhere = ScriptedHost()
+    elsewhere.near.set_timeout(PATIENCE)
+    idle = fetching._pool.submit(fetching.fetcher.work, elsewhere.lane)
+    fetching.host.say(Chunk(request.id, hash_bytes(b"right")), b"wrong")
+    fetching.answer(fetching.asked(), b"right")
+    work.result(PATIENCE)
+    idle.result(PATIENCE)
+    assert (tmp_path / "a").read_bytes() == b"right"
+    assert not elsewhere.near.sent()
+
+
 def test_a_chunk_that_is_damaged_twice_fails_its_file_alone(fetching: Fetching, tmp_path: Path) -> None:
     fetching.want("a", b"right")
     fetching.want("b", b"other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ from headrace.protocol.messages import (
 )
 from headrace.protocol.session import SPARSE, Agreed
 from headrace.storage.chunks import hash_bytes
-from headrace.storage.manifest import HashCache
+from headrace.storage.manifest import SETTLED, HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 
@@ -67,7 +68,7 @@ class Conversation:
         self.stream = far
         self.client, host = MessageStream(near), MessageStream(far)
         self.client.enter_session()
-        self.hashes = HashCache()
+        self.hashes = HashCache(clock=lambda: time.time_ns() + SETTLED)  # no file here is new
         self.handler = RequestHandler(tree, self.hashes, host, agreed)
 
     def ask(self, request: Message) -> list[tuple[Message, bytes]]:
@@ -277,15 +278,39 @@ def test_a_number_outside_of_its_limits_ends_the_connection(talk: Talk, request_
 
 
 def test_the_hash_of_a_chunk_is_remembered(talk: Talk, hashed: list[int]) -> None:
-    conversation = talk()
+    conversation, other = talk(), talk()
+    other.handler._hashes = conversation.hashes
     version = conversation.entry(b"big").version
     first = conversation.ask(GetChunk(1, b"big", version, CHUNK_SIZE, CHUNK_SIZE))
     assert hashed == [CHUNK_SIZE]
-    assert conversation.ask(GetChunk(1, b"big", version, CHUNK_SIZE, CHUNK_SIZE)) == first
+    assert other.ask(GetChunk(1, b"big", version, CHUNK_SIZE, CHUNK_SIZE)) == first
     assert hashed == [CHUNK_SIZE]
     conversation.ask(GetChunk(1, b"big", version, 2 * CHUNK_SIZE, SIZE - 2 * CHUNK_SIZE))
-    conversation.ask(GetChunk(1, b"big", version, 2 * CHUNK_SIZE, SIZE - 2 * CHUNK_SIZE))
+    other.ask(GetChunk(1, b"big", version, 2 * CHUNK_SIZE, SIZE - 2 * CHUNK_SIZE))
     assert hashed == [CHUNK_SIZE, SIZE - 2 * CHUNK_SIZE]
+
+
+def test_who_asks_for_a_chunk_again_has_it_hashed_again(talk: Talk, hashed: list[int]) -> None:
+    """A file that is written through a memory map can change under what is remembered of it."""
+    conversation, other = talk(), talk()
+    other.handler._hashes = conversation.hashes
+    version = conversation.entry(b"big").version
+    conversation.hashes.put(version, SIZE, 0, bytes([7]) * 32)
+    outdated, _ = conversation.ask_one(GetChunk(1, b"big", version, 0, CHUNK_SIZE))
+    assert outdated == Chunk(1, bytes([7]) * 32)
+    right = Chunk(1, hash_bytes(CONTENT[:CHUNK_SIZE]))
+    assert conversation.ask_one(GetChunk(1, b"big", version, 0, CHUNK_SIZE)) == (right, CONTENT[:CHUNK_SIZE])
+    assert other.ask_one(GetChunk(1, b"big", version, 0, CHUNK_SIZE))[0] == right
+    assert hashed == [CHUNK_SIZE], "and that is remembered instead"
+
+
+def test_what_was_asked_for_is_not_kept_without_bounds(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_MAX_ASKED", 2)
+    conversation = talk()
+    version = conversation.entry(b"big").version
+    for offset, length in ((0, CHUNK_SIZE), (CHUNK_SIZE, CHUNK_SIZE), (2 * CHUNK_SIZE, SIZE - 2 * CHUNK_SIZE)):
+        conversation.ask(GetChunk(1, b"big", version, offset, length))
+    assert len(conversation.handler._asked) == 2
 
 
 def test_the_hash_of_another_range_is_computed_each_time(talk: Talk, hashed: list[int]) -> None:

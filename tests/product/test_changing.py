@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from headrace.protocol.messages import Entry, Error, GetChunk, Stat, StatReply
+from headrace.storage.manifest import SETTLED
 from headrace.transport.framed import MessageStream
 
 from .scripted import ScriptedHost, file_entry
@@ -28,6 +32,7 @@ from .support import (
     run,
     run_get,
     start_get,
+    wait_until,
 )
 
 SIZE = 24 * MIB
@@ -172,6 +177,28 @@ def test_what_matches_of_an_older_version_is_kept(tmp_path: Path) -> None:
     assert facts_of(dest) == facts_of(share)
     assert result.done["bytes_reused"] >= 2 * CHUNK
     assert result.done["bytes_received"] <= SIZE + 5 * MIB - 2 * CHUNK
+
+
+@pytest.mark.slow
+def test_what_changes_without_a_trace_arrives_all_the_same() -> None:
+    """A page of a memory map that was written before can be written again, and the file's times stay as they are. What
+    the host remembers is wrong then; it finds out when the client asks again."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("no tmpfs at /dev/shm")  # elsewhere pages are written back now and then, and then it shows
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        here, file = Path(folder), Path(folder, "file")
+        make_file(file, noise(SIZE))
+        with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+            mapped[:6] = b"before"
+            before = file.stat()
+            wait_until(lambda: time.time_ns() - before.st_ctime_ns > SETTLED, "the file is no longer new")
+            with Host(file, home=here / "host") as host:
+                run_get(host.address, here / "one", home=here / "home").check_ok()
+                mapped[:6] = b"behind"
+                assert file.stat().st_mtime_ns == before.st_mtime_ns
+                again = run_get(host.address, here / "two", home=here / "home").check_ok()
+        assert (here / "two").read_bytes() == file.read_bytes() != (here / "one").read_bytes()
+        assert again.done["bytes_received"] == SIZE + CHUNK
 
 
 @pytest.mark.slow

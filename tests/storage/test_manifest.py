@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,17 @@ from headrace.protocol.messages import CHUNK_SIZE
 from headrace.protocol.paths import RelPath
 from headrace.storage import manifest as module
 from headrace.storage.chunks import ZERO_HASH, chunk_count, chunk_range, hash_bytes
-from headrace.storage.manifest import HashCache, manifest
+from headrace.storage.manifest import SETTLED, HashCache, manifest
 from headrace.storage.source import SourceFile
 from headrace.storage.tree import SharedTree
 
 V, W = b"v" * 16, b"w" * 16
 HASH = hash_bytes(b"")
+
+
+def later() -> int:
+    """A clock by which the files of these tests have not changed for a while."""
+    return time.time_ns() + SETTLED
 
 
 def source_of(path: Path) -> SourceFile:
@@ -29,7 +35,7 @@ def source_of(path: Path) -> SourceFile:
 def test_a_manifest_is_the_hashes_of_all_chunks(tmp_path: Path) -> None:
     content = os.urandom(CHUNK_SIZE * 6 + 1000)
     (tmp_path / "a").write_bytes(content)
-    cache = HashCache()
+    cache = HashCache(clock=later)
     with source_of(tmp_path / "a") as source:
         parts = list(manifest(source, source.size, cache))
         assert [(first, len(hashes)) for first, hashes in parts] == [(0, 4), (4, 3)]
@@ -43,11 +49,31 @@ def test_a_manifest_is_the_hashes_of_all_chunks(tmp_path: Path) -> None:
 
 def test_nothing_is_hashed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(os.urandom(CHUNK_SIZE * 5))
-    cache = HashCache()
+    cache = HashCache(clock=later)
     with source_of(tmp_path / "a") as source:
         first = [digest for _, hashes in manifest(source, source.size, cache) for digest in hashes]
         monkeypatch.setattr(module, "hash_bytes", None)
         assert list(manifest(source, source.size, cache)) == [(0, first)]
+
+
+@pytest.mark.parametrize(
+    ("mtime", "age", "remembered"),
+    [(0, 0, False), (0, SETTLED - 10**9, False), (0, SETTLED, True), (-(10**18), 0, False), (10**18, SETTLED, True)],
+    ids=["just written", "a second ago", "a while ago", "an old time just set", "a time in the future"],
+)
+def test_a_file_that_changed_a_moment_ago_is_not_known_by_its_version(
+    tmp_path: Path, mtime: int, age: int, remembered: bool
+) -> None:
+    """Within one tick of the clock it may change again and keep all its times."""
+    (tmp_path / "a").write_bytes(b"content")
+    now = (tmp_path / "a").stat().st_mtime_ns
+    if mtime:
+        os.utime(tmp_path / "a", ns=(now + mtime, now + mtime))
+    changed = (tmp_path / "a").stat().st_ctime_ns
+    cache = HashCache(clock=lambda: changed + age)
+    with source_of(tmp_path / "a") as source:
+        assert list(manifest(source, source.size, cache)) == [(0, [hash_bytes(b"content")])]
+        assert (cache.get(source.version, 0) is not None) == remembered
 
 
 def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,14 +129,15 @@ class Fetcher:
     def _keep_busy(self, lane: Lane, window: deque[Task]) -> None:
         """Holds `lane.lock` as long as there is something in `window`."""
         counters = self._progress.lane()
+        again: deque[Task] = deque()  # on this lane: from the same stream the host takes it as a sign to look anew
         asked = 0
         filling = True
         while True:
             # Refilled when half is answered: then many small requests leave together.
             filling = len(window) < MAX_REQUESTS if filling else len(window) <= MAX_REQUESTS // 2
-            work = None
+            work: Work | None = None
             if filling:
-                work = self.queue.take(idle=not window, room=MAX_BYTES - asked)
+                work = again.popleft() if again else self.queue.take(idle=not window, room=MAX_BYTES - asked)
             if isinstance(work, Exclusive):
                 with lane.lock, self._buffers.acquire(CHUNK_SIZE) as buffer:
                     self._compare(work.job, lane, buffer)
@@ -151,14 +152,15 @@ class Fetcher:
                 self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
             elif window:
                 with self._buffers.acquire(window[0].length) as buffer:
-                    self._receive(window[0], lane, buffer, counters)
+                    again.extend(self._receive(window[0], lane, buffer, counters))
                 asked -= window.popleft().length
                 if not window:
                     lane.lock.release()
             else:
                 return
 
-    def _receive(self, task: Task, lane: Lane, buffer: memoryview, counters: Counters) -> None:
+    def _receive(self, task: Task, lane: Lane, buffer: memoryview, counters: Counters) -> list[Task]:
+        """What has to be asked for once more."""
         job = task.job
         partial = job.partial
         broken: list[LocalFileError] = []
@@ -173,6 +175,7 @@ class Fetcher:
                 except LocalFileError as why:
                     broken.append(why)  # raised below: the rest of the payload has to leave the lane first
 
+        retry: list[Task] = []
         error: HeadraceError | None = None
         try:
             # What goes to a part file piece by piece needs no more room than one of them, which stays in the cache.
@@ -189,12 +192,13 @@ class Fetcher:
             if broken:
                 error = broken[0]
             elif task.attempt == 1 and job.error is None:
-                self.queue.push([Task(job, task.index, task.offset, task.length, attempt=2)])
+                retry = [Task(job, task.index, task.offset, task.length, attempt=2)]
             else:
                 error = why
         except FILE_ERRORS as why:
             error = why
         self._settle(job, error)
+        return retry
 
     # ---- the life of a job -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,7 @@ from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 
 _ENTRY_COST: Final = 128  # bytes in a ListPart for an entry beside its name and target, at most
+_MAX_ASKED: Final = 1024  # chunks of one connection; far more than are in flight when one of them is asked for again
 _ROOM: Final = SESSION_LIMITS.header - MAX_PATH - 1024
 
 
@@ -81,6 +83,7 @@ class RequestHandler:
         self._sparse = SPARSE in agreed.features
         self._sources = SourceCache(tree)
         self._buffers = buffers or BufferPool()
+        self._asked: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self.served = Served()
 
     def handle(self, request: Message) -> None:
@@ -157,7 +160,8 @@ class RequestHandler:
         with self._buffers.acquire(request.length) as view:
             with _reporting():
                 source.read_into(view, request.offset)
-            self._stream.send(Chunk(request.id, self._hash_of(source, request, view)), view)
+            digest = self._known_hash(source, request) or self._hash_of(source, request, view)
+            self._stream.send(Chunk(request.id, digest), view)
         self.served.bytes += request.length
 
     def _chunk_in_clear(self, source: SourceFile, request: GetChunk) -> None:
@@ -177,20 +181,29 @@ class RequestHandler:
         self.served.bytes += request.length
 
     def _known_hash(self, source: SourceFile, request: GetChunk) -> bytes | None:
-        index, within = divmod(request.offset, CHUNK_SIZE)
-        whole = not within and request.length == min(CHUNK_SIZE, source.size - request.offset)
-        return self._hashes.get(source.version, index) if whole else None
+        """The remembered hash of a whole chunk. None where it is not known, or the client asks for it again.
+
+        A file that is written through a memory map can change without a new version. What is remembered is wrong then,
+        the client sees that and asks once more: now it has to be looked at.
+        """
+        index = _whole_chunk(source, request)
+        if index is None:
+            return None
+        key = (source.version, index)
+        again = key in self._asked
+        self._asked[key] = None
+        self._asked.move_to_end(key)
+        if len(self._asked) > _MAX_ASKED:
+            self._asked.popitem(last=False)
+        return None if again else self._hashes.get(*key)
 
     def _hash_of(self, source: SourceFile, request: GetChunk, view: memoryview) -> bytes:
-        """The chunk's hash: remembered where the range is a whole chunk of the file, else computed."""
-        index, within = divmod(request.offset, CHUNK_SIZE)
-        if within or request.length != min(CHUNK_SIZE, source.size - request.offset):
-            return hash_bytes(view)
-        known = self._hashes.get(source.version, index)
-        if known is None:
-            known = hash_bytes(view)
-            self._hashes.put(source.version, source.size, index, known)
-        return known
+        """The range's hash, computed; remembered where it is a whole chunk of the file."""
+        digest = hash_bytes(view)
+        index = _whole_chunk(source, request)
+        if index is not None:
+            self._hashes.remember(source, index, digest)
+        return digest
 
     def _manifest(self, request: GetManifest) -> None:
         with _reporting():
@@ -209,6 +222,12 @@ class RequestHandler:
 
     def _ping(self, request: Ping) -> None:
         self._stream.send(Pong(request.id))
+
+
+def _whole_chunk(source: SourceFile, request: GetChunk) -> int | None:
+    """The number of the chunk that the range is; None where it is another range."""
+    index, within = divmod(request.offset, CHUNK_SIZE)
+    return None if within or request.length != min(CHUNK_SIZE, source.size - request.offset) else index
 
 
 def _fitting(entries: list[Entry]) -> Iterator[list[Entry]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, MAX_HASHES
@@ -14,6 +16,9 @@ from headrace.storage.source import SourceFile
 MAX_CACHED: Final = 1_000_000  # hashes: 32 MB, and so 4 TB of files
 _FILE_COST: Final = 8  # what a file's place in the cache weighs, in hashes
 _UNKNOWN: Final = bytes(HASH_SIZE)
+# Nanoseconds. A file that changed less long ago may change again without its times showing it: they are as coarse as
+# the kernel's tick, or as two seconds on FAT.
+SETTLED: Final = 2_000_000_000
 
 # The first part comes early, so that chunks flow while the rest is hashed; later ones are larger: fewer messages.
 FIRST_PART: Final = 4
@@ -24,10 +29,12 @@ class HashCache:
     """Chunk hashes by version token. Thread-safe, bounded: the least recently used file is forgotten whole.
 
     max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
+    clock: what the times of files are compared with, in nanoseconds.
     """
 
-    def __init__(self, max_hashes: int = MAX_CACHED) -> None:
+    def __init__(self, max_hashes: int = MAX_CACHED, clock: Callable[[], int] = time.time_ns) -> None:
         self._max = max_hashes
+        self._clock = clock
         self._weight = 0
         # One bytearray a file: as objects of their own the hashes would take five times the memory.
         self._files: OrderedDict[bytes, bytearray] = OrderedDict()
@@ -42,6 +49,13 @@ class HashCache:
             self._files.move_to_end(version)
             found = bytes(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
         return found if found and found != _UNKNOWN else None
+
+    def remember(self, source: SourceFile, index: int, hash: bytes) -> None:
+        """As `put`, for what was just read and hashed, unless the file is too young to be known by its version."""
+        st, now = os.fstat(source.fileno()), self._clock()
+        # A time in the future is no sign of youth: the next change would set it to the present.
+        if min(abs(now - st.st_mtime_ns), abs(now - st.st_ctime_ns)) >= SETTLED:
+            self.put(source.version, source.size, index, hash)
 
     def put(self, version: bytes, size: int, index: int, hash: bytes) -> None:
         """Remembers the hash of chunk `index` of a file of `size` bytes. ValueError when it has no such chunk."""
@@ -86,7 +100,7 @@ def manifest(source: SourceFile, size: int, cache: HashCache) -> Iterator[tuple[
                     buffer = memoryview(bytearray(min(size, CHUNK_SIZE)))
                 source.read_into(buffer[:length], offset)
                 known = hash_bytes(buffer[:length])
-            cache.put(source.version, source.size, index, known)
+            cache.remember(source, index, known)
             computed += 1
         part.append(known)
         if computed >= limit or len(part) >= MAX_HASHES:
