@@ -1,0 +1,107 @@
+"""Rate limits: token buckets that may be shared by many streams and changed while they are in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+DEPTH: Final = 0.05  # seconds of the rate that may be sent at once: no 100 ms ever hold more than 1.5 times the rate
+QUANTUM: Final = 0.02  # seconds of the rate that one caller gets at a time, so that many share it evenly
+SMALLEST: Final = 1024  # bytes; a grant is worth a system call even at a few KiB/s
+
+
+class Bucket:
+    """So many bytes a second for whoever asks, in the order of asking. Thread-safe.
+
+    The clock is in seconds; `sleep` waits. Both are injected in tests.
+    """
+
+    def __init__(
+        self,
+        rate: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """rate: bytes a second; None: no limit. ValueError unless it is positive."""
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = threading.Lock()  # held while waiting: who asked first is served first
+        self._state = threading.Lock()
+        self._rate: float | None = None
+        self._tokens = 0.0
+        self._filled = clock()
+        self.rate = rate
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second; None: no limit. May be set at any time, also while others wait."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float | None) -> None:
+        if rate is not None and not rate > 0:
+            raise ValueError("a rate limit must be positive")
+        with self._state:
+            self._fill()
+            self._rate = rate
+            self._tokens = min(self._tokens, self._depth())
+
+    def grant(self, wanted: int) -> int:
+        """How many of `wanted` bytes may go now, at least one. Blocks until some may. What is not used is given back
+        by `refund`."""
+        if self._rate is None:
+            return wanted
+        with self._turn:
+            while True:
+                with self._state:
+                    rate = self._rate
+                    if rate is None:
+                        return wanted
+                    self._fill()
+                    portion = min(wanted, max(SMALLEST, int(rate * QUANTUM)))
+                    # One that is larger than the bucket can ever hold goes on credit, and who comes next pays for it.
+                    missing = min(portion, self._depth()) - self._tokens
+                    if missing < 1:  # a fraction of a byte is nothing to wait for
+                        self._tokens -= portion
+                        return portion
+                self._sleep(min(missing / rate, DEPTH))  # not longer: the rate may be changed meanwhile
+
+    def refund(self, unused: int) -> None:
+        """Gives back what a grant did not use."""
+        if unused and self._rate is not None:
+            with self._state:
+                self._tokens = min(self._tokens + unused, self._depth())
+
+    def _depth(self) -> float:
+        return 0.0 if self._rate is None else self._rate * DEPTH
+
+    def _fill(self) -> None:
+        now = self._clock()
+        if self._rate is not None:
+            self._tokens = min(self._tokens + (now - self._filled) * self._rate, self._depth())
+        self._filled = now
+
+
+class Pace:
+    """Several limits at once: those of everybody and of one peer, say. A stream asks this."""
+
+    def __init__(self, *buckets: Bucket) -> None:
+        self._buckets = buckets
+
+    def grant(self, wanted: int) -> int:
+        """As Bucket.grant: what every limit allows."""
+        granted = wanted
+        for number, bucket in enumerate(self._buckets):
+            got = bucket.grant(granted)
+            for earlier in self._buckets[:number]:
+                earlier.refund(granted - got)
+            granted = got
+        return granted
+
+    def refund(self, unused: int) -> None:
+        """As Bucket.refund."""
+        for bucket in self._buckets:
+            bucket.refund(unused)
