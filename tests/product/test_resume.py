@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,6 +264,21 @@ def test_a_signal_stops_a_share_in_order(place: Path, tmp_path: Path, number: in
             assert "Traceback" not in host.stderr
             gate.open()
             finish(process, 10).check_failed(6)
+
+
+def test_a_private_tree_stays_private_over_an_interruption(tmp_path: Path) -> None:
+    """The second run cannot know that the first one made the folder, so it has to be right from the start."""
+    make_file(tmp_path / "tree" / "file", noise(3 * CHUNK))
+    (tmp_path / "tree").chmod(0o700)
+    dest = tmp_path / "dest"
+    with Host(tmp_path / "tree", home=tmp_path / "host") as host, Gate(host.port, 2 * CHUNK) as gate:
+        with start_get(gate.address, dest, home=tmp_path / "home") as process:
+            gate.wait_reached(process)
+            process.kill()
+        assert stat.S_IMODE(dest.stat().st_mode) == 0o700
+        run_get(host.address, dest, home=tmp_path / "home").check_ok()
+    assert_same_tree(dest, tmp_path / "tree")
+    assert stat.S_IMODE(dest.stat().st_mode) == 0o700
 
 
 @pytest.mark.slow

@@ -364,6 +364,18 @@ def test_a_folder_that_was_there_keeps_its_special_bits(tmp_path: Path) -> None:
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
 
 
+def test_a_root_is_made_with_the_permissions_that_it_is_to_have(root: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Destination.open(root / "private", create=True, mode=0o500).close()
+        Destination.open(root / "private", create=True, mode=0o777).close()
+        Destination.open(root / "open", create=True).close()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (root / "private", root / "open", root)]
+    assert modes == [0o700, 0o755, 0o755]
+
+
 def test_a_private_folder_is_never_open_to_others(tmp_path: Path) -> None:
     with Destination.open(tmp_path, create=False) as destination:
         destination.make_dir(RelPath((b"private",)), mode=0o500)

@@ -47,11 +47,17 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where things go: a folder, and the path in it that stands for the source. created: the folder is new."""
+    """Where things go: a folder, and the path in it that stands for the source.
+
+    mode: what the folder is made with, if it is not there. created: it is not, and gets the source's permissions in the
+    end. One that was there keeps its own. It may be the user's, or what an interrupted run left: nothing tells them
+    apart, so what such a run made has the source's permissions from the start, as far as the umask lets it.
+    """
 
     root: Path
     path: RelPath
     created: bool
+    mode: int = 0o777
 
 
 @dataclass(slots=True)
@@ -102,7 +108,8 @@ class Transfer:
         place = self._place(entry)
         try:
             if not self._options.dry_run or place.root.is_dir():
-                self._destination = Destination.open(place.root, create=not self._options.dry_run)
+                create = not self._options.dry_run
+                self._destination = Destination.open(place.root, create=create, mode=place.mode)
             if self._options.dry_run:
                 self._plan_alone(entry, place)
             else:
@@ -135,7 +142,7 @@ class Transfer:
             if self._dest is None and not name:
                 raise UsageError("the share has no name to put the files under", hint="Give a destination.")
             root = Path(self._dest if self._dest is not None else os.fsdecode(name))
-            return _Place(root, ROOT, created=not root.exists())
+            return _Place(root, ROOT, created=not root.exists(), mode=entry.mode)
         if entry.kind != "f":
             kind = "a symlink" if entry.kind == "l" else "neither a file nor a folder"
             raise NotFoundError(f"{self._source or 'the share'} is {kind} on the host", hint="Name what it points to.")

@@ -49,14 +49,15 @@ class Destination:
         self._claiming = threading.Lock()
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], create: bool) -> Self:
+    def open(cls, root: str | os.PathLike[str], create: bool, *, mode: int = 0o777) -> Self:
         """The folder `root`, which may be reached through symlinks: that is the user's own choice.
 
-        create: make it, and those above it, if missing; else NotFoundError. DestinationExistsError: it is no folder.
+        create: make it, and those above it, if missing; else NotFoundError. mode: its permissions at the most when
+        it is made (the owner's are added). DestinationExistsError: it is no folder.
         """
         try:
             if create:
-                os.makedirs(root, exist_ok=True)
+                os.makedirs(root, mode & 0o777 | 0o700, exist_ok=True)
             return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except (FileExistsError, NotADirectoryError) as why:
             raise DestinationExistsError(f"{label(root)}, or something above it, is not a folder") from why
