@@ -119,8 +119,8 @@ def test_who_waits_hears_of_a_change() -> None:
         if len(sleeps) == 3:
             limit.rate = None
 
-    limit.grant(MIB)  # on credit
     clock.on_sleep = change
+    assert limit.grant(MIB) == 1024  # what it had asked for by then
     assert limit.grant(MIB) == MIB
     assert len(sleeps) == 3
     assert clock.now < 101  # not after the thousand seconds that it would have taken

@@ -28,10 +28,12 @@ class Bucket:
         """rate: bytes a second; None: no limit. ValueError unless it is positive."""
         self._clock = clock
         self._sleep = sleep
-        self._turn = threading.Lock()  # held while waiting: who asked first is served first
         self._state = threading.Lock()
         self._rate: float | None = None
-        self._tokens = 0.0
+        # Bytes since the beginning. What was earned is at most DEPTH seconds ahead of what was promised; who was
+        # promised bytes goes when they are earned. So they go in the order in which they asked, without a queue.
+        self._promised = 0.0
+        self._earned = 0.0
         self._filled = clock()
         self.rate = rate
 
@@ -47,41 +49,39 @@ class Bucket:
         with self._state:
             self._fill()
             self._rate = rate
-            self._tokens = min(self._tokens, self._depth())
+            self._earned = min(self._earned, self._most())
 
     def grant(self, wanted: int) -> int:
         """How many of `wanted` bytes may go now, at least one. Blocks until some may. What is not used is given back
         by `refund`."""
-        if self._rate is None:
-            return wanted
-        with self._turn:
-            while True:
-                with self._state:
-                    rate = self._rate
-                    if rate is None:
-                        return wanted
-                    self._fill()
-                    portion = min(wanted, max(SMALLEST, int(rate * QUANTUM)))
-                    # One that is larger than the bucket can ever hold goes on credit, and who comes next pays for it.
-                    missing = min(portion, self._depth()) - self._tokens
-                    if missing < 1:  # a fraction of a byte is nothing to wait for
-                        self._tokens -= portion
-                        return portion
-                self._sleep(min(missing / rate, DEPTH))  # not longer: the rate may be changed meanwhile
+        with self._state:
+            if self._rate is None:
+                return wanted
+            portion = min(wanted, max(SMALLEST, int(self._rate * QUANTUM)))
+            self._promised += portion
+            mine = self._promised
+        while True:
+            with self._state:
+                rate = self._rate
+                self._fill()
+                missing = mine - self._earned
+            if rate is None or missing < 1:  # a fraction of a byte is nothing to wait for
+                return portion
+            self._sleep(min(missing / rate, DEPTH))  # not longer: the rate may be changed meanwhile
 
     def refund(self, unused: int) -> None:
-        """Gives back what a grant did not use."""
+        """Gives back what a grant did not use: the next ones go earlier by that."""
         if unused and self._rate is not None:
             with self._state:
-                self._tokens = min(self._tokens + unused, self._depth())
+                self._earned = min(self._earned + unused, self._most())
 
-    def _depth(self) -> float:
-        return 0.0 if self._rate is None else self._rate * DEPTH
+    def _most(self) -> float:
+        return self._promised + (0.0 if self._rate is None else max(SMALLEST, self._rate * DEPTH))
 
     def _fill(self) -> None:
         now = self._clock()
         if self._rate is not None:
-            self._tokens = min(self._tokens + (now - self._filled) * self._rate, self._depth())
+            self._earned = min(self._earned + (now - self._filled) * self._rate, self._most())
         self._filled = now
 
 
