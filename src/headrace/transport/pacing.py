@@ -54,19 +54,29 @@ class Bucket:
     def grant(self, wanted: int) -> int:
         """How many of `wanted` bytes may go now, at least one. Blocks until some may. What is not used is given back
         by `refund`."""
+        portion = self.portion(wanted)
+        self.pay(portion)
+        return portion
+
+    def portion(self, wanted: int) -> int:
+        """As much of `wanted` as one caller should take at a time. Does not block."""
+        rate = self._rate
+        return wanted if rate is None else min(wanted, max(SMALLEST, int(rate * QUANTUM)))
+
+    def pay(self, count: int) -> None:
+        """For `count` bytes that go now, or came already: blocks for as long as the limit says."""
         with self._state:
             if self._rate is None:
-                return wanted
-            portion = min(wanted, max(SMALLEST, int(self._rate * QUANTUM)))
-            self._promised += portion
+                return
+            self._promised += count
             mine = self._promised
         while True:
             with self._state:
-                rate = self._rate
+                rate = self.rate
                 self._fill()
                 missing = mine - self._earned
             if rate is None or missing < 1:  # a fraction of a byte is nothing to wait for
-                return portion
+                return
             self._sleep(min(missing / rate, DEPTH))  # not longer: the rate may be changed meanwhile
 
     def refund(self, unused: int) -> None:
@@ -93,13 +103,18 @@ class Pace:
 
     def grant(self, wanted: int) -> int:
         """As Bucket.grant: what every limit allows."""
-        granted = wanted
-        for number, bucket in enumerate(self._buckets):
-            got = bucket.grant(granted)
-            for earlier in self._buckets[:number]:
-                earlier.refund(granted - got)
-            granted = got
-        return granted
+        portion = self.portion(wanted)
+        self.pay(portion)
+        return portion
+
+    def portion(self, wanted: int) -> int:
+        """As Bucket.portion: the smallest of them."""
+        return min((bucket.portion(wanted) for bucket in self._buckets), default=wanted)
+
+    def pay(self, count: int) -> None:
+        """As Bucket.pay, to each."""
+        for bucket in self._buckets:
+            bucket.pay(count)
 
     def refund(self, unused: int) -> None:
         """As Bucket.refund."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, ProtocolError, UnreachableError
 from headrace.protocol.pake import fingerprint_of
+from headrace.transport.pacing import Pace
 from headrace.transport.records import Records, TlsRecords
 from headrace.transport.zerocopy import FALLBACKS, UnsupportedError, platform_send, wait_writable
 
@@ -43,6 +44,8 @@ class TcpStream:
         self._tls = TlsRecords(context, server=server)
         self._records: Records = self._tls
         self.zero_copy = platform_send()
+        self.pace_in: Pace | None = None
+        self.pace_out: Pace | None = None
         # Asked with True while sending, False while receiving, when a timeout has run out: whether to go on waiting.
         self.patient: Callable[[bool], bool] | None = None
         self._closed = False
@@ -106,11 +109,14 @@ class TcpStream:
         try:
             for data in pieces:
                 while data:
+                    allowed = self.pace_out.grant(len(data)) if self.pace_out else len(data)
                     try:
-                        sent = self._sock.send(data)
+                        sent = self._sock.send(data[:allowed])
                     except TimeoutError as why:
                         self._stalled(why, sending=True)
-                        continue
+                        sent = 0
+                    if self.pace_out:
+                        self.pace_out.refund(allowed - sent)
                     self.bytes_out += sent
                     data = data[sent:]
         except OSError as why:
@@ -139,12 +145,17 @@ class TcpStream:
                 try:
                     if send is None:
                         raise UnsupportedError("this system has nothing of the kind")
-                    sent = send(self._sock, fd, position, end - position)
+                    allowed = self.pace_out.grant(end - position) if self.pace_out else end - position
+                    sent = send(self._sock, fd, position, allowed)
+                    if self.pace_out:
+                        self.pace_out.refund(allowed - sent)
                     if not sent:
                         break
                     position += sent
                     self.bytes_out += sent
                 except BlockingIOError:
+                    if self.pace_out:
+                        self.pace_out.refund(allowed)
                     try:
                         wait_writable(self._sock, self._timeout)
                     except TimeoutError as why:
@@ -200,7 +211,7 @@ class TcpStream:
             if self._deadline is not None:
                 self._wait_no_longer(self._deadline - time.monotonic())
             try:
-                count = self._sock.recv_into(into)
+                count = self._sock.recv_into(into[: self.pace_in.portion(len(into))] if self.pace_in else into)
                 break
             except TimeoutError as why:
                 self._stalled(why, sending=False)
@@ -210,6 +221,8 @@ class TcpStream:
             # Without the peer's own goodbye anybody on the path could have cut the stream short.
             raise ConnectionLostError("the connection was cut off")
         self.bytes_in += count
+        if self.pace_in:
+            self.pace_in.pay(count)
         return count
 
     def set_timeout(self, seconds: float | None) -> None:
