@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from headrace.client.filters import Filters
 from headrace.client.options import GetOptions, GetResult, Links
+from headrace.client.plan import Planner
 from headrace.client.session import Session
 from headrace.engine.buffers import BufferPool
 from headrace.engine.exchange import EXCHANGES
-from headrace.engine.fetch import FILE_ERRORS, Fetcher, resolve_different
+from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.lane import Lane
-from headrace.engine.plan import Action, OnExist, decide
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
 from headrace.errors import (
-    DestinationExistsError,
     HeadraceError,
     IntegrityError,
     NotFoundError,
@@ -31,9 +28,8 @@ from headrace.errors import (
     printable,
 )
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
-from headrace.protocol.paths import ROOT, BadPathError, RelPath, link_stays_inside, text_fields
+from headrace.protocol.paths import ROOT, BadPathError, RelPath, text_fields
 from headrace.storage.destination import Destination
-from headrace.storage.inflight import is_inflight_name
 from headrace.storage.oserrors import local_errors
 from headrace.transport.zerocopy import wants_clear
 
@@ -60,14 +56,6 @@ class _Place:
     mode: int = 0o777
 
 
-@dataclass(slots=True)
-class _Tree:
-    """What is set last: directories (their times change with every file in them) and symlinks."""
-
-    directories: list[tuple[RelPath, int | None, int]] = field(default_factory=list)
-    links: list[tuple[RelPath, bytes, int]] = field(default_factory=list)
-
-
 class Transfer:
     """Fetches `source` (a file or a tree) to `dest`. Call `run` once; `cancel` from any thread.
 
@@ -90,7 +78,6 @@ class Transfer:
         self._dest = None if dest is None else os.fspath(dest)
         self._options = options
         self._on_event = on_event
-        self._filters = Filters(options.include, options.exclude)
         self._fetcher: Fetcher | None = None
         self._destination: Destination | None = None
         self._single = False
@@ -110,10 +97,11 @@ class Transfer:
             if not self._options.dry_run or place.root.is_dir():
                 create = not self._options.dry_run
                 self._destination = Destination.open(place.root, create=create, mode=place.mode)
+            planner = Planner(self._session, self._source, self._destination, self._options, self.progress, self)
             if self._options.dry_run:
-                self._plan_alone(entry, place)
+                self._plan_alone(planner, entry, place)
             else:
-                self._fetch(entry, place)
+                self._fetch(planner, entry, place)
         finally:
             if self._destination:
                 self._destination.close()
@@ -158,7 +146,7 @@ class Transfer:
 
     # ---- the threads ---------------------------------------------------------------------------------------------
 
-    def _fetch(self, entry: Entry, place: _Place) -> None:
+    def _fetch(self, planner: Planner, entry: Entry, place: _Place) -> None:
         """Runs planner and workers to their end, then sets links and directories."""
         assert self._destination is not None
         version = self._session.agreed.version
@@ -175,8 +163,7 @@ class Transfer:
             raise StoppedError("stopped")
         with self._session.use() as lane:  # one that works; from here on a broken one ends the transfer
             self._control = lane
-        tree = _Tree()
-        threads = [threading.Thread(target=self._planner, args=(fetcher, entry, place, tree), name="headrace-plan")]
+        threads = [threading.Thread(target=self._plan, args=(fetcher, planner, entry, place), name="headrace-plan")]
         threads += [
             threading.Thread(target=self._worker, args=(fetcher, entry), name=f"headrace-get-{number}")
             for number in range(self._connections(entry))
@@ -195,7 +182,7 @@ class Transfer:
             fetcher.abandon()
         if fetcher.failure:
             raise fetcher.failure
-        self._finish_tree(tree, place, entry)
+        planner.finish(entry, created=place.created)
 
     def _shares_control(self, entry: Entry) -> bool:
         """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""
@@ -224,18 +211,18 @@ class Transfer:
         assert self._control is not None
         return self._control
 
-    def _planner(self, fetcher: Fetcher, entry: Entry, place: _Place, tree: _Tree) -> None:
+    def _plan(self, fetcher: Fetcher, planner: Planner, entry: Entry, place: _Place) -> None:
         with fetcher.carrying():
-            for job in self._plan(entry, place, tree):
+            for job in planner.jobs(entry, place.path, self._control):
                 if not fetcher.queue.put(job):
                     return
             self._planned()
             while not fetcher.failure and (not fetcher.queue.drained(timeout=1.0) or fetcher.retries):
                 while fetcher.retries and not fetcher.failure:
-                    self._retry(fetcher, fetcher.retries.popleft())
+                    self._retry(fetcher, planner, fetcher.retries.popleft())
             fetcher.queue.close()
 
-    def _retry(self, fetcher: Fetcher, job: Job) -> None:
+    def _retry(self, fetcher: Fetcher, planner: Planner, job: Job) -> None:
         """A file changed while it was read: look at it again, keep what still matches."""
         self._stopped.wait(RETRY_PAUSE * job.attempt)
         try:
@@ -246,18 +233,18 @@ class Transfer:
             if isinstance(why, NotFoundError):  # there will be nothing to resume
                 assert self._destination is not None
                 self._destination.forget_partial(job.dest)
-            self._failed_path(job.dest, why)
+            self.failed_path(job.dest, why)
             return
         self.progress.resized(entry.size - job.size)
         again = Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1)
-        if job.replace or self._decided(again):
+        if job.replace or planner.decided(again):
             fetcher.queue.put(again)
 
-    # ---- planning ------------------------------------------------------------------------------------------------
+    # ---- the plan ------------------------------------------------------------------------------------------------
 
-    def _plan_alone(self, entry: Entry, place: _Place) -> None:
+    def _plan_alone(self, planner: Planner, entry: Entry, place: _Place) -> None:
         """--dry-run: the same plan, nothing written."""
-        for job in self._plan(entry, place, _Tree()):
+        for job in planner.jobs(entry, place.path, None):
             self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "would-fetch"})
         self._planned()
 
@@ -266,124 +253,7 @@ class Transfer:
         totals = self.progress.totals()
         self._on_event({"event": "plan", "files": totals.files, "bytes": totals.bytes})
 
-    def _plan(self, entry: Entry, place: _Place, tree: _Tree) -> Iterator[Job]:
-        """The jobs of the transfer, as the host lists them."""
-        if self._single:
-            yield from self._plan_file(self._source, place.path, entry)
-            return
-        for directory, entries, error in self._session.walk(self._source, self._control):
-            here = directory.relative_to(self._source)
-            if error and not self._filters.excludes_directory(here):
-                self._failed_path(here, error)
-            for child in entries:
-                source, dest = directory / child.name, here / child.name
-                if child.kind == "d":
-                    self._plan_directory(dest, child, tree)
-                elif not self._filters.wants(dest):
-                    continue
-                elif child.kind == "f":
-                    yield from self._plan_file(source, dest, child)
-                elif child.kind == "l":
-                    tree.links.append((dest, child.target, child.mtime_ns))
-                else:
-                    self._warn(dest, "left out: it is neither a file, a folder nor a symlink")
-
-    def _plan_directory(self, dest: RelPath, entry: Entry, tree: _Tree) -> None:
-        if self._options.dry_run or not self._filters.wants_directory(dest):
-            return
-        assert self._destination is not None
-        try:
-            self._destination.make_dir(dest, mode=entry.mode)
-        except FILE_ERRORS as why:
-            self._failed_path(dest, why)
-            return
-        tree.directories.append((dest, entry.mode, entry.mtime_ns))
-
-    def _plan_file(self, source: RelPath, dest: RelPath, entry: Entry) -> Iterator[Job]:
-        self.progress.found(1, entry.size)
-        job = Job(source, dest, entry)
-        if self._decided(job):
-            yield job
-
-    def _decided(self, job: Job) -> bool:
-        """Whether the job is to be fetched; it then says how. Reports what is settled without."""
-        dest, entry = job.dest, job.entry
-        try:
-            if is_inflight_name(dest.name):
-                raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
-            existing = self._destination.lstat(dest) if self._destination else None
-            action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
-            if action is Action.SAME:
-                self._settle_same(job, existing)
-                return False
-            if action is Action.FORBIDDEN:
-                raise DestinationExistsError(f"{dest} exists")
-            if action is Action.OCCUPIED:
-                raise DestinationExistsError(f"{dest} exists and is no file", hint="Move it away, or choose another.")
-            if action is Action.DIFFERENT:
-                assert self._destination is not None
-                resolve_different(job, self._options.on_exist, self._destination)
-            if action is Action.FETCH and self._options.on_exist is OnExist.RENAME and job.attempt == 1:
-                assert self._destination is not None or self._options.dry_run
-                job.dest = self._destination.free_name(dest) if self._destination else dest
-            job.compare = action is Action.COMPARE
-        except DestinationExistsError as why:
-            if self._options.on_exist is OnExist.FAIL:
-                raise
-            self._failed_path(job.dest, why)
-            return False
-        except FILE_ERRORS as why:
-            self._failed_path(job.dest, why)
-            return False
-        return True
-
-    def _settle_same(self, job: Job, existing: os.stat_result | None) -> None:
-        assert existing is not None and self._destination is not None
-        if stat.S_IMODE(existing.st_mode) & 0o777 != job.entry.mode & 0o777 and not self._options.dry_run:
-            self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
-        if not job.single:
-            self._destination.forget_partial(job.dest)
-        self.progress.reused(job.size)
-        self.progress.file_done()
-        self.same(job)
-
-    # ---- links and directories, last -----------------------------------------------------------------------------
-
-    def _finish_tree(self, tree: _Tree, place: _Place, entry: Entry) -> None:
-        assert self._destination is not None
-        for path, target, mtime_ns in tree.links:
-            self._make_link(path, target, mtime_ns)
-        if not self._single:
-            mode = entry.mode if place.created else None  # a folder that the user had keeps its permissions
-            tree.directories.insert(0, (ROOT, mode, entry.mtime_ns))
-        for path, mode, mtime_ns in reversed(tree.directories):
-            try:
-                self._destination.set_times_and_mode(path, mode=mode, mtime_ns=mtime_ns)
-            except NotFoundError:
-                pass  # removed by somebody meanwhile: nothing to set
-            except FILE_ERRORS as why:
-                self._failed_path(path, why)
-
-    def _make_link(self, path: RelPath, target: bytes, mtime_ns: int) -> None:
-        assert self._destination is not None
-        if self._options.links is Links.SKIP:
-            return
-        try:
-            if self._options.links is Links.SAFE and not link_stays_inside(path, target):
-                shown = target.decode("utf-8", "backslashreplace")
-                raise _LinkLeavesError(f"the symlink {path} points outside ({shown!r}) and was left out")
-            self._destination.symlink(
-                path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
-            )
-            self._on_event({"event": "file", **_path(path), "bytes": 0, "action": "link"})
-        except DestinationExistsError as why:
-            if self._options.on_exist is OnExist.FAIL:
-                raise
-            self._failed_path(path, why)
-        except (*FILE_ERRORS, _LinkLeavesError) as why:
-            self._failed_path(path, why)
-
-    # ---- engine.fetch.Reports, and what else is told ----------------------------------------------------------------
+    # ---- engine.fetch.Reports and client.plan.Told ----------------------------------------------------------------
 
     def fetched(self, job: Job) -> None:
         self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "fetched"})
@@ -391,10 +261,13 @@ class Transfer:
     def same(self, job: Job) -> None:
         self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "same"})
 
+    def linked(self, path: RelPath) -> None:
+        self._on_event({"event": "file", **_path(path), "bytes": 0, "action": "link"})
+
     def failed(self, job: Job, error: HeadraceError) -> None:
         self._tell_failure(job.dest, error)
 
-    def _failed_path(self, path: RelPath, error: HeadraceError) -> None:
+    def failed_path(self, path: RelPath, error: HeadraceError) -> None:
         self.progress.file_failed()
         self._tell_failure(path, error)
 
@@ -412,7 +285,7 @@ class Transfer:
             }
         )
 
-    def _warn(self, path: RelPath, message: str) -> None:
+    def warn(self, path: RelPath, message: str) -> None:
         self._on_event({"event": "warning", **_path(path), "message": message})
 
     def _result(self) -> GetResult:
@@ -443,10 +316,3 @@ class Transfer:
 
 def _path(path: RelPath) -> dict[str, str]:
     return text_fields("path", bytes(path))
-
-
-class _LinkLeavesError(HeadraceError):
-    """A symlink that leads outside of the destination."""
-
-    code = "unsafe_link"
-    default_hint = "--links all makes it all the same, --links skip leaves all links out."

@@ -1,0 +1,190 @@
+"""What a transfer has to do: what the share has and this disk does not. Links and directories come last."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Protocol
+
+from headrace.client.filters import Filters
+from headrace.client.options import GetOptions, Links
+from headrace.client.session import Session
+from headrace.engine.fetch import FILE_ERRORS, resolve_different
+from headrace.engine.lane import Lane
+from headrace.engine.plan import Action, OnExist, decide
+from headrace.engine.progress import Progress
+from headrace.engine.queue import Job
+from headrace.errors import DestinationExistsError, HeadraceError, NotFoundError
+from headrace.protocol.messages import Entry
+from headrace.protocol.paths import ROOT, RelPath, link_stays_inside
+from headrace.storage.destination import Destination
+from headrace.storage.inflight import is_inflight_name
+
+
+class Told(Protocol):
+    """Who hears of what needs no fetching. Paths are those below the destination."""
+
+    def same(self, job: Job) -> None:
+        """The destination has this file already."""
+
+    def linked(self, path: RelPath) -> None:
+        """A symlink was made, or was there."""
+
+    def failed_path(self, path: RelPath, error: HeadraceError) -> None:
+        """A file, directory or symlink will not come."""
+
+    def warn(self, path: RelPath, message: str) -> None:
+        """Something was left out that cannot be had."""
+
+
+class Planner:
+    """The plan of one transfer. One thread at a time.
+
+    destination: None where it is not there and is not to be made (a dry run).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: RelPath,
+        destination: Destination | None,
+        options: GetOptions,
+        progress: Progress,
+        told: Told,
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._destination = destination
+        self._options = options
+        self._progress = progress
+        self._told = told
+        self._filters = Filters(options.include, options.exclude)
+        # What is set last: directories (their times change with every file in them) and symlinks.
+        self._directories: list[tuple[RelPath, int | None, int]] = []
+        self._links: list[tuple[RelPath, bytes, int]] = []
+
+    def jobs(self, entry: Entry, dest: RelPath, lane: Lane | None) -> Iterator[Job]:
+        """The jobs of the transfer, as the host lists them. entry: of the source, a file (which becomes `dest`) or a
+        directory. lane: to walk on; None: the session's own."""
+        if entry.kind == "f":
+            yield from self._file(self._source, dest, entry)
+            return
+        for directory, entries, error in self._session.walk(self._source, lane):
+            here = directory.relative_to(self._source)
+            if error and not self._filters.excludes_directory(here):
+                self._told.failed_path(here, error)
+            for child in entries:
+                source, dest = directory / child.name, here / child.name
+                if child.kind == "d":
+                    self._directory(dest, child)
+                elif not self._filters.wants(dest):
+                    continue
+                elif child.kind == "f":
+                    yield from self._file(source, dest, child)
+                elif child.kind == "l":
+                    self._links.append((dest, child.target, child.mtime_ns))
+                else:
+                    self._told.warn(dest, "left out: it is neither a file, a folder nor a symlink")
+
+    def _directory(self, dest: RelPath, entry: Entry) -> None:
+        if self._options.dry_run or not self._filters.wants_directory(dest):
+            return
+        assert self._destination is not None
+        try:
+            self._destination.make_dir(dest, mode=entry.mode)
+        except FILE_ERRORS as why:
+            self._told.failed_path(dest, why)
+            return
+        self._directories.append((dest, entry.mode, entry.mtime_ns))
+
+    def _file(self, source: RelPath, dest: RelPath, entry: Entry) -> Iterator[Job]:
+        self._progress.found(1, entry.size)
+        job = Job(source, dest, entry)
+        if self.decided(job):
+            yield job
+
+    def decided(self, job: Job) -> bool:
+        """Whether the job is to be fetched; it then says how. Reports what is settled without."""
+        dest, entry = job.dest, job.entry
+        try:
+            if is_inflight_name(dest.name):
+                raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
+            existing = self._destination.lstat(dest) if self._destination else None
+            action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
+            if action is Action.SAME:
+                self._settle_same(job, existing)
+                return False
+            if action is Action.FORBIDDEN:
+                raise DestinationExistsError(f"{dest} exists")
+            if action is Action.OCCUPIED:
+                raise DestinationExistsError(f"{dest} exists and is no file", hint="Move it away, or choose another.")
+            if action is Action.DIFFERENT:
+                assert self._destination is not None
+                resolve_different(job, self._options.on_exist, self._destination)
+            if action is Action.FETCH and self._options.on_exist is OnExist.RENAME and job.attempt == 1:
+                assert self._destination is not None or self._options.dry_run
+                job.dest = self._destination.free_name(dest) if self._destination else dest
+            job.compare = action is Action.COMPARE
+        except DestinationExistsError as why:
+            if self._options.on_exist is OnExist.FAIL:
+                raise
+            self._told.failed_path(job.dest, why)
+            return False
+        except FILE_ERRORS as why:
+            self._told.failed_path(job.dest, why)
+            return False
+        return True
+
+    def _settle_same(self, job: Job, existing: os.stat_result | None) -> None:
+        assert existing is not None and self._destination is not None
+        if stat.S_IMODE(existing.st_mode) & 0o777 != job.entry.mode & 0o777 and not self._options.dry_run:
+            self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
+        if not job.single:
+            self._destination.forget_partial(job.dest)
+        self._progress.reused(job.size)
+        self._progress.file_done()
+        self._told.same(job)
+
+    def finish(self, entry: Entry, *, created: bool) -> None:
+        """After everything has come: makes the links, then sets modes and times of the directories. created: the one
+        that everything is in is ours."""
+        assert self._destination is not None
+        for path, target, mtime_ns in self._links:
+            self._make_link(path, target, mtime_ns)
+        if entry.kind == "d":
+            mode = entry.mode if created else None  # a folder that the user had keeps its permissions
+            self._directories.insert(0, (ROOT, mode, entry.mtime_ns))
+        for path, mode, mtime_ns in reversed(self._directories):
+            try:
+                self._destination.set_times_and_mode(path, mode=mode, mtime_ns=mtime_ns)
+            except NotFoundError:
+                pass  # removed by somebody meanwhile: nothing to set
+            except FILE_ERRORS as why:
+                self._told.failed_path(path, why)
+
+    def _make_link(self, path: RelPath, target: bytes, mtime_ns: int) -> None:
+        assert self._destination is not None
+        if self._options.links is Links.SKIP:
+            return
+        try:
+            if self._options.links is Links.SAFE and not link_stays_inside(path, target):
+                shown = target.decode("utf-8", "backslashreplace")
+                raise _LinkLeavesError(f"the symlink {path} points outside ({shown!r}) and was left out")
+            self._destination.symlink(
+                path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
+            )
+            self._told.linked(path)
+        except DestinationExistsError as why:
+            if self._options.on_exist is OnExist.FAIL:
+                raise
+            self._told.failed_path(path, why)
+        except (*FILE_ERRORS, _LinkLeavesError) as why:
+            self._told.failed_path(path, why)
+
+
+class _LinkLeavesError(HeadraceError):
+    """A symlink that leads outside of the destination."""
+
+    code = "unsafe_link"
+    default_hint = "--links all makes it all the same, --links skip leaves all links out."
