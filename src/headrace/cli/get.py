@@ -46,6 +46,7 @@ def get(
     connections: int | None,
     data_plane: str,
     buffers: int,
+    io: str,
 ) -> int:
     """Fetch a file or a tree. Run it again to resume.
 
@@ -80,6 +81,7 @@ def get(
             connections=connections,
             data_plane=data_plane,
             buffers=buffers,
+            io=io,
         )
         show: _Show = _Json(events) if events else _Human(quiet=common.quiet)
         try:

@@ -128,12 +128,10 @@ TRANSPORT: Final = _option(
 )
 IO: Final = _option(
     "--io",
-    type=click.Choice(["auto", "posix"]),
+    type=click.Choice(["auto", "uring", "posix", "plain"]),
     default="auto",
     show_default=True,
-    expose_value=False,
-    callback=_ignore,
-    help="How files are written.",
+    help="How files are read and written. plain: no zero-copy either, to find out what is at fault.",
 )
 DATA_PLANE: Final = _option(
     "--data-plane",
@@ -211,7 +209,7 @@ _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
 
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
-    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, DATA_PLANE, BUFFERS, JSON, *_LOGS),
+    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS),

@@ -35,6 +35,7 @@ def share(
     code: str | None,
     data_plane: str,
     buffers: int,
+    io: str,
 ) -> None:
     """Share folders or files until Ctrl-C.
 
@@ -61,6 +62,7 @@ def share(
             versions=reach.versions(common),
             data_plane=data_plane,
             buffers=buffers,
+            io=io,
             on_event=_Reporter(events).report,
         )
 

@@ -30,7 +30,10 @@ from headrace.errors import (
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
 from headrace.protocol.paths import ROOT, BadPathError, RelPath, text_fields
 from headrace.storage.destination import Destination
+from headrace.storage.fileio import FileIO
 from headrace.storage.oserrors import local_errors
+from headrace.storage.platform import platform_io
+from headrace.storage.posix import POSIX
 from headrace.transport.zerocopy import wants_clear
 
 __all__ = ["GetOptions", "GetResult", "Links", "Transfer"]
@@ -80,6 +83,7 @@ class Transfer:
         self._on_event = on_event
         self._fetcher: Fetcher | None = None
         self._destination: Destination | None = None
+        self._io: FileIO = POSIX
         self._single = False
         self._control: Lane | None = None
         self._stopped = threading.Event()
@@ -93,10 +97,11 @@ class Transfer:
             self._session.use_clear()
         entry = self._session.stat(self._source)
         place = self._place(entry)
+        self._io = platform_io(self._options.io)
         try:
             if not self._options.dry_run or place.root.is_dir():
                 create = not self._options.dry_run
-                self._destination = Destination.open(place.root, create=create, mode=place.mode)
+                self._destination = Destination.open(place.root, create, self._io, mode=place.mode)
             planner = Planner(self._session, self._source, self._destination, self._options, self.progress, self)
             if self._options.dry_run:
                 self._plan_alone(planner, entry, place)
@@ -105,6 +110,7 @@ class Transfer:
         finally:
             if self._destination:
                 self._destination.close()
+            self._io.close()
         return self._result()
 
     def cancel(self) -> None:
@@ -306,7 +312,7 @@ class Transfer:
             first_byte_ms=None if totals.first_byte is None else round(totals.first_byte * 1000, 3),
             transport=self._session.connection.transport,
             protocol=self._session.agreed.version,
-            io="posix",
+            io=self._io.name,
             data_plane="clear" if self._session.clear else "tls",
             streams=self._lanes,
             failed=totals.files_failed,

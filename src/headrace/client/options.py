@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from headrace.engine.buffers import DEFAULT_LIMIT, check_limit
 from headrace.engine.plan import OnExist
 from headrace.errors import HeadraceError, UsageError
+from headrace.storage.platform import platform_io
 from headrace.transport.zerocopy import wants_clear
 
 
@@ -24,6 +25,7 @@ class GetOptions:
     """connections: how many for chunks; None chooses. buffers: memory for chunks, in bytes.
 
     data_plane: `tls`, or `clear`: chunks are not encrypted, only checked. The host must allow it.
+    io: how files are written: `auto`, or one of storage.platform.CHOICES.
     """
 
     on_exist: OnExist = OnExist.SKIP_SAME
@@ -35,11 +37,14 @@ class GetOptions:
     connections: int | None = None
     buffers: int = DEFAULT_LIMIT
     data_plane: str = "tls"
+    io: str = "auto"
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""
         check_limit(self.buffers)
         wants_clear(self.data_plane)
+        if self.io != "auto":  # what is not to be had shows before anybody is called
+            platform_io(self.io).close()
         try:
             object.__setattr__(self, "on_exist", OnExist(self.on_exist))
             object.__setattr__(self, "links", Links(self.links))

@@ -154,7 +154,9 @@ class RequestHandler:
         if hole:
             self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
             return
-        if self._stream.clear and request.length > READ_SIZE:  # below that, a system call more costs what it saves
+        if (
+            self._stream.clear and source.zero_copy and request.length > READ_SIZE
+        ):  # below that, a system call more costs what it saves
             self._chunk_in_clear(source, request)
             return
         with self._buffers.acquire(request.length) as view:

@@ -23,6 +23,7 @@ from headrace.host.guesses import GuessLimit
 from headrace.host.session import Event, Share, serve
 from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
+from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
 from headrace.transport.identity import Identity
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
@@ -56,12 +57,13 @@ class ShareServer:
         versions: Versions = Versions(),
         data_plane: str = "tls",
         buffers: int = DEFAULT_LIMIT,
+        io: str = "auto",
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
 
         data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
-        all clients together.
+        all clients together. io: how files are read, see storage.platform.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -69,7 +71,8 @@ class ShareServer:
         home = home or config.home()
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
-        self._tree = SharedTree.open(paths, name)
+        self._io = platform_io(io)
+        self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)
         self._share = Share(
             tree=self._tree,
@@ -130,6 +133,7 @@ class ShareServer:
         for thread in serving:
             thread.join(STOP_TIMEOUT)
         self._tree.close()
+        self._io.close()
 
     def __enter__(self) -> Self:
         self.start()

@@ -24,10 +24,12 @@ from headrace.errors import (
 from headrace.protocol.paths import MAX_NAME, ROOT, RelPath
 from headrace.storage.chunks import chunk_range, hash_bytes
 from headrace.storage.dirs import DirCache, raise_in_the_way
+from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import cut, is_inflight_name, part_names
 from headrace.storage.oserrors import label, local_error, local_errors
 from headrace.storage.partial import Partial, forget_leftover, write_whole
-from headrace.storage.rawio import pread_all, stamp
+from headrace.storage.posix import POSIX
+from headrace.storage.rawio import stamp
 
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
@@ -42,14 +44,15 @@ class Destination:
     Paths name something below the root unless said otherwise; the root itself is a ValueError then.
     """
 
-    def __init__(self, root_fd: int) -> None:
-        """Takes `root_fd` over."""
+    def __init__(self, root_fd: int, io: FileIO = POSIX) -> None:
+        """Takes `root_fd` over. io: how contents are read and written; it stays the caller's."""
+        self._io = io
         self._dirs = DirCache(root_fd)
         self._claimed: set[RelPath] = set()
         self._claiming = threading.Lock()
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], create: bool, *, mode: int = 0o777) -> Self:
+    def open(cls, root: str | os.PathLike[str], create: bool, io: FileIO = POSIX, *, mode: int = 0o777) -> Self:
         """The folder `root`, which may be reached through symlinks: that is the user's own choice.
 
         create: make it, and those above it, if missing; else NotFoundError. mode: its permissions at the most when
@@ -58,7 +61,7 @@ class Destination:
         try:
             if create:
                 os.makedirs(root, mode & 0o777 | 0o700, exist_ok=True)
-            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), io)
         except (FileExistsError, NotADirectoryError) as why:
             raise DestinationExistsError(f"{label(root)}, or something above it, is not a folder") from why
         except FileNotFoundError as why:
@@ -149,7 +152,8 @@ class Destination:
                     return False
                 for index, digest in enumerate(hashes):
                     offset, length = chunk_range(size, index)
-                    if pread_all(fd, buffer[:length], offset) != length or hash_bytes(buffer[:length]) != digest:
+                    piece = buffer[:length]
+                    if self._io.read_into(fd, piece, offset) != length or hash_bytes(piece) != digest:
                         return False
                 return True
         finally:
@@ -158,7 +162,9 @@ class Destination:
     def partial(self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool) -> Partial:
         """The file in flight for `path`: see Partial.open. It outlives this object's descriptors."""
         with self.parent(path) as fd:
-            return Partial.open(fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse)
+            return Partial.open(
+                fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse, io=self._io
+            )
 
     def forget_partial(self, path: RelPath) -> None:
         """Removes what an earlier run left in flight for `path`, if it can; not what another headrace is writing.
@@ -180,7 +186,7 @@ class Destination:
     ) -> None:
         """Writes a small file in one go: see partial.write_whole."""
         with self.parent(path) as fd:
-            write_whole(fd, path.name, data, mode=mode, mtime_ns=mtime_ns, replace=replace, sparse=sparse)
+            write_whole(fd, path.name, data, mode=mode, mtime_ns=mtime_ns, replace=replace, sparse=sparse, io=self._io)
 
     def symlink(self, path: RelPath, target: bytes, *, replace: bool, mtime_ns: int) -> None:
         """A symlink at `path`. Whether the target is acceptable is the caller's to decide.

@@ -18,11 +18,13 @@ from typing import Final, Self
 from headrace.errors import DestinationExistsError, LocalDiskError, LocalFileError
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, VERSION_SIZE
 from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
+from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name, part_names
 from headrace.storage.journal import NO_BOOT, Header, Journal, Record, boot_mark, current_boot_id, open_regular
 from headrace.storage.libc import preallocate, rename_noreplace
 from headrace.storage.oserrors import label, local_errors
-from headrace.storage.rawio import pread_all, pwrite_all, stamp, write_sparse, write_zeros
+from headrace.storage.posix import POSIX
+from headrace.storage.rawio import stamp, write_sparse, write_zeros
 
 __all__ = ["Partial", "forget_leftover", "is_inflight_name", "part_names", "write_whole"]
 
@@ -47,7 +49,9 @@ class Partial:
     version of the source, with their hashes: `adopt` keeps those that still are.
     """
 
-    def __init__(self, parent_fd: int, name: bytes, fd: int, journal: Journal, header: Header, sparse: bool) -> None:
+    def __init__(
+        self, parent_fd: int, name: bytes, fd: int, journal: Journal, header: Header, sparse: bool, io: FileIO
+    ) -> None:
         self.size = header.size
         self.verified: set[int] = set()
         self.stale: dict[int, bytes] = {}
@@ -58,6 +62,7 @@ class Partial:
         self._fd = fd
         self._journal = journal
         self._sparse = sparse
+        self._io = io
         self._lock = threading.Lock()
         # The kernel takes one writer a file at a time, and the second one spins: here it sleeps instead, which saves
         # a seventh of the CPU time of a transfer over two lanes.
@@ -75,6 +80,7 @@ class Partial:
         mtime_ns: int,
         sparse: bool,
         boot_id: bytes | None = None,
+        io: FileIO = POSIX,
     ) -> Self:
         """Opens what an earlier run left of `name` in the folder `parent_fd`, or starts anew; checks for space.
 
@@ -95,7 +101,7 @@ class Partial:
             with _about_one_file():
                 journal = Journal.open(parent, journal_name)
             undo.callback(journal.close)
-            partial = cls(parent, name, fd, journal, header, sparse)
+            partial = cls(parent, name, fd, journal, header, sparse, io)
             partial._resume(header)
             partial._check_space()
             undo.pop_all()
@@ -113,21 +119,20 @@ class Partial:
         """
         if self._touch(offset, len(data)):
             return
-        with local_errors("write", self._name):
-            if self._sparse:
-                write_sparse(self._fd, memoryview(data), offset)
-            else:
-                with self._writing:
-                    if offset + len(data) > self._reserved:
-                        self._reserve(offset + len(data))
-                    pwrite_all(self._fd, data, offset)
+        with local_errors("write", self._name), self._writing:
+            if self._sparse:  # under the lock too: it moves the descriptor's position, which the plain backend uses
+                write_sparse(self._fd, memoryview(data), offset, self._io.write)
+                return
+            if offset + len(data) > self._reserved:
+                self._reserve(offset + len(data))
+            self._io.write(self._fd, data, offset)
 
     def write_zeros(self, offset: int, length: int) -> None:
         """As `write` with `length` zeros, but what is a hole stays one."""
         if self._touch(offset, length):
             return
-        with local_errors("write", self._name):
-            write_zeros(self._fd, offset, length)
+        with local_errors("write", self._name), self._writing:
+            write_zeros(self._fd, offset, length, self._io.write)
 
     def commit(self, index: int, hash: bytes) -> None:
         """Records that chunk `index` is written whole and has this hash, which the caller has verified."""
@@ -228,7 +233,7 @@ class Partial:
         offset, length = chunk_range(old.size, index)
         buffer = memoryview(bytearray(length))
         try:
-            return pread_all(self._fd, buffer, offset) == length and hash_bytes(buffer) == claim.hash
+            return self._io.read_into(self._fd, buffer, offset) == length and hash_bytes(buffer) == claim.hash
         except OSError:
             return False  # a block that cannot be read is fetched again
 
@@ -262,6 +267,7 @@ def write_whole(
     mtime_ns: int,
     replace: bool,
     sparse: bool = False,
+    io: FileIO = POSIX,
 ) -> None:
     """Writes a small file at once: part file, permissions and time, rename. As few system calls as that takes, so no
     journal and no reserved space. What is left of a part file is removed on failure.
@@ -275,9 +281,9 @@ def write_whole(
         try:
             if sparse:
                 os.ftruncate(fd, len(data))
-                write_sparse(fd, memoryview(data), 0)
+                write_sparse(fd, memoryview(data), 0, io.write)
             else:
-                pwrite_all(fd, data, 0)
+                io.write(fd, data, 0)
             stamp(fd, mode, mtime_ns)
             _rename(parent_fd, part, name, replace=replace)
         except BaseException:

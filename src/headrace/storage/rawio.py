@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 BLOCK: Final = 4096  # bytes; the grain at which zeros can become holes
+
+Write = Callable[[int, memoryview, int], None]
 
 _ZERO_BLOCK: Final = bytes(BLOCK)
 _ZEROS: Final = bytes(256 * 1024)
@@ -54,8 +56,11 @@ def next_data(fd: int, offset: int) -> int | None:
         raise
 
 
-def write_zeros(fd: int, offset: int, length: int) -> None:
-    """Makes the range read as zeros: holes in it stay holes, the rest is overwritten."""
+def write_zeros(fd: int, offset: int, length: int, write: Write = pwrite_all) -> None:
+    """Makes the range read as zeros: holes in it stay holes, the rest is overwritten.
+
+    Moves the position of `fd`.
+    """
     position, end = offset, offset + length
     while position < end:
         start = next_data(fd, position)
@@ -64,7 +69,7 @@ def write_zeros(fd: int, offset: int, length: int) -> None:
         stop = min(end, _next_hole(fd, start, end))
         while start < stop:
             size = min(len(_ZEROS), stop - start)
-            pwrite_all(fd, memoryview(_ZEROS)[:size], start)
+            write(fd, memoryview(_ZEROS)[:size], start)
             start += size
         position = stop
 
@@ -78,7 +83,7 @@ def _next_hole(fd: int, offset: int, end: int) -> int:
         raise
 
 
-def write_sparse(fd: int, data: memoryview, offset: int) -> None:
+def write_sparse(fd: int, data: memoryview, offset: int, write: Write = pwrite_all) -> None:
     """Writes `data`, but its all-zero aligned blocks only where there is something else on disk than a hole.
 
     It matters that this is decided by what the file holds now: a chunk fetched again may lie over bytes of the first
@@ -86,9 +91,9 @@ def write_sparse(fd: int, data: memoryview, offset: int) -> None:
     """
     for start, stop, is_zero in zero_runs(data, offset):
         if is_zero:
-            write_zeros(fd, offset + start, stop - start)
+            write_zeros(fd, offset + start, stop - start, write)
         else:
-            pwrite_all(fd, data[start:stop], offset + start)
+            write(fd, data[start:stop], offset + start)
 
 
 def zero_runs(data: memoryview, offset: int) -> Iterator[tuple[int, int, bool]]:

@@ -8,8 +8,11 @@ from typing import Final, Self
 
 from headrace.errors import SourceChangedError
 from headrace.protocol.paths import RelPath
+from headrace.storage.fileio import FileIO
 from headrace.storage.oserrors import host_errors, label
-from headrace.storage.rawio import next_data, pread_all
+from headrace.storage.plain import PlainIO
+from headrace.storage.posix import POSIX
+from headrace.storage.rawio import next_data
 from headrace.storage.tree import SharedTree, is_sparse, version_of
 
 MAX_OPEN: Final = 16
@@ -18,22 +21,24 @@ MAX_OPEN: Final = 16
 class SourceFile:
     """An open file of the share. One owner thread; close it.
 
-    size: bytes. version: its token when it was opened. sparse: it may have holes.
+    size: bytes. version: its token when it was opened. sparse: it may have holes. zero_copy: sendfile may be used.
     """
 
-    def __init__(self, path: RelPath, fd: int, st: os.stat_result) -> None:
+    def __init__(self, path: RelPath, fd: int, st: os.stat_result, io: FileIO = POSIX) -> None:
         """Takes `fd` over."""
         self.path = path
         self.size = st.st_size
         self.version = version_of(st)
         self.sparse = is_sparse(st)
+        self.zero_copy = io.name != PlainIO.name
         self._fd = fd
+        self._read = io.read_into
         self._facts = _facts(st)
 
     @classmethod
     def open(cls, tree: SharedTree, path: RelPath) -> Self:
         """Raises NotFoundError, PermissionRefusedError, RemoteIOError."""
-        return cls(path, *tree.open_file(path))
+        return cls(path, *tree.open_file(path), tree.io)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` with the bytes at `offset`.
@@ -42,7 +47,7 @@ class SourceFile:
         opened; RemoteIOError. The buffer's content is undefined then.
         """
         with host_errors(self.path):
-            if buffer and pread_all(self._fd, buffer, offset) < len(buffer):
+            if buffer and self._read(self._fd, buffer, offset) < len(buffer):
                 raise self._changed()
             if _facts(os.fstat(self._fd)) != self._facts:
                 raise self._changed()

@@ -19,8 +19,10 @@ from typing import Final, Self
 from headrace.errors import HeadraceError, NotFoundError, PermissionRefusedError, RemoteIOError, UsageError
 from headrace.protocol.messages import KIB, MAX_ENTRIES, VERSION_SIZE, Entry
 from headrace.protocol.paths import MAX_NAME, MAX_PATH, ROOT, BadPathError, RelPath, check_name
+from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name
 from headrace.storage.oserrors import host_error, host_errors, label
+from headrace.storage.posix import POSIX
 
 SPARSE_FROM: Final = 64 * KIB  # bytes; below it a hole saves nothing
 
@@ -63,7 +65,10 @@ class SharedTree:
     Errors of all methods: NotFoundError, PermissionRefusedError, RemoteIOError.
     """
 
-    def __init__(self, name: bytes, root: _Anchor | None, members: dict[bytes, _Anchor], mtime_ns: int) -> None:
+    def __init__(
+        self, name: bytes, root: _Anchor | None, members: dict[bytes, _Anchor], mtime_ns: int, io: FileIO = POSIX
+    ) -> None:
+        self.io = io  # how those who open files here read them
         self.name = label(name)  # for people and for the wire's text fields
         self._root_name = name
         self._root = root
@@ -73,11 +78,12 @@ class SharedTree:
         self._lock = threading.Lock()  # nobody duplicates a descriptor while close() gives its number away
 
     @classmethod
-    def open(cls, paths: Sequence[str | os.PathLike[str]], name: str | None = None) -> Self:
+    def open(cls, paths: Sequence[str | os.PathLike[str]], name: str | None = None, io: FileIO = POSIX) -> Self:
         """One folder is the share; one file is its root; several are a virtual folder that holds them by name.
 
         A given path may be a symlink; it is followed now, once. name: what the share is called, otherwise the name of
-        the one path, or `share`. Raises UsageError, NotFoundError, PermissionRefusedError.
+        the one path, or `share`. io: how files are read; it stays the caller's. Raises UsageError, NotFoundError,
+        PermissionRefusedError.
         """
         if not paths:
             raise UsageError("there is nothing to share")
@@ -101,8 +107,8 @@ class SharedTree:
                 os.close(anchor.fd)
             raise
         if len(paths) == 1:
-            return cls(root_name, anchors.popitem()[1], {}, newest)
-        return cls(root_name, None, anchors, newest)
+            return cls(root_name, anchors.popitem()[1], {}, newest, io)
+        return cls(root_name, None, anchors, newest, io)
 
     def close(self) -> None:
         """Ends the share. Files that are open already stay readable; further calls raise NotFoundError."""
