@@ -13,6 +13,7 @@ import pytest
 from headrace.doctor import checks
 from headrace.doctor.checks import CHECKS, MIB, STATUSES, Check, Found
 from headrace.doctor.machine import NO_LIMIT, Machine
+from headrace.storage.platform import NoRingError
 from headrace.transport.ktls import KernelTls
 
 
@@ -32,7 +33,6 @@ class Fake(Machine):
         self.sysctls: dict[str, str] = {}
         self.modules: set[str] = set()
         self.programs = {"fusermount3"}
-        self.packages = {"liburing"}
         for name, value in changed.items():
             setattr(self, name, value)
 
@@ -44,9 +44,6 @@ class Fake(Machine):
 
     def has_program(self, name: str) -> bool:
         return name in self.programs
-
-    def has_package(self, name: str) -> bool:
-        return name in self.packages
 
     def make_ring(self) -> None:
         pass
@@ -95,15 +92,17 @@ def check(name: str, status: str, mend: str | None, *words: str, **changed: obje
 
 
 def test_io_uring():
-    check("io_uring", "missing", "pip install liburing", "liburing is not installed", packages=set())
-    check("io_uring", "missing", None, "Linux 5.1", make_ring=failing(errno.ENOSYS))
-    check("io_uring", "missing", None, "no ring", make_ring=failing(errno.ENOMEM))
-    check("io_uring", "missing", None, "seccomp", make_ring=failing(errno.EPERM))
-    check(
-        *("io_uring", "missing", "sysctl -w kernel.io_uring_disabled=0", "is 2"),
-        make_ring=failing(errno.EPERM),
-        sysctls={"kernel.io_uring_disabled": "2"},
-    )
+    def lacking(word: str) -> Callable[[], None]:
+        def fail() -> None:
+            raise NoRingError(word, f"because {word}", refused=True)
+
+        return fail
+
+    switch_on = "sysctl -w kernel.io_uring_disabled=0"
+    check("io_uring", "missing", switch_on, "because disabled", make_ring=lacking("disabled"))
+    check("io_uring", "missing", "ulimit -l unlimited", "no_memory", make_ring=lacking("no_memory"))
+    check("io_uring", "missing", None, "kernel_too_old", make_ring=lacking("kernel_too_old"))
+    check("io_uring", "missing", None, "not on this system", make_ring=lacking("not_linux"), platform="darwin")
 
 
 def test_sendfile():
@@ -182,7 +181,7 @@ def test_open_files():
     check("open-files", "missing", None, "not on this system (win32)", open_files=lacking, platform="win32")
 
 
-@pytest.mark.parametrize("name", ["io_uring", "bbr", "fuse", "reflink"])
+@pytest.mark.parametrize("name", ["bbr", "fuse", "reflink"])
 def test_elsewhere_what_is_linux_alone_is_missing(name):
     check(name, "missing", None, "not on this system (darwin)", platform="darwin")
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from headrace.doctor.deadline import within
 from headrace.doctor.machine import NO_LIMIT, Machine
+from headrace.storage.platform import NoRingError
 
 Status = Literal["ok", "limited", "missing"]
 STATUSES: Final[tuple[Status, ...]] = ("ok", "limited", "missing")
@@ -21,6 +22,8 @@ FILES_WANTED: Final = 1024
 
 # What FICLONE answers where the file system cannot do it (ioctl_ficlonerange(2)).
 _NO_CLONES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXDEV})
+# Why there is no ring (storage.platform), where a command would mend it.
+_RING_MENDS: Final = {"disabled": "sysctl -w kernel.io_uring_disabled=0", "no_memory": "ulimit -l unlimited"}
 _NOT_ALLOWED: Final = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -65,30 +68,13 @@ def _guarded(check: Callable[[Machine], Found], machine: Machine, seconds: float
 
 def io_uring(machine: Machine) -> Found:
     """Many file operations for one system call."""
-    if machine.platform != "linux":
-        return _not_here(machine)
     try:
         machine.make_ring()
-    except OSError as why:
-        return _no_ring(machine, why)
-    if not machine.has_package("liburing"):
-        return Found("missing", "the kernel has it, the package liburing is not installed", "pip install liburing")
-    return Found("ok", "the kernel and the package liburing are there")
-
-
-def _no_ring(machine: Machine, why: OSError) -> Found:
-    if why.errno == errno.ENOSYS:
-        return Found("missing", "this kernel has none; it came with Linux 5.1")
-    disabled = machine.sysctl("kernel.io_uring_disabled")
-    if why.errno == errno.EPERM and disabled not in (None, "0"):
-        return Found(
-            "missing",
-            f"it is switched off (kernel.io_uring_disabled is {disabled})",
-            "sysctl -w kernel.io_uring_disabled=0",
-        )
-    if why.errno == errno.EPERM:
-        return Found("missing", "it is forbidden here, as containers do it (seccomp)")
-    return Found("missing", f"no ring can be set up ({_words(why)})")
+    except NoRingError as why:
+        if why.word == "not_linux":
+            return _not_here(machine)
+        return Found("missing", str(why), _RING_MENDS.get(why.word))
+    return Found("ok", "a ring was set up and read through; --io uring takes it")
 
 
 def sendfile(machine: Machine) -> Found:
