@@ -137,7 +137,7 @@ def measure(folder: Path, size: int, files: int, rounds: int, backends: Sequence
                 (f"{files:,} files of 10 KiB read, cold", cases.read_files, cases.cold),
             ]
         names = [io.name for io in backends]
-        heads = [*(f"{name} ms" for name in names), *(f"{name} × posix" for name in names if name != "posix")]
+        heads = [*(f"{name} ms" for name in names), *(f"posix × {name}" for name in names if name != "posix")]
         print(f"\n{folder.parent}, {size // MIB} MiB, {rounds} rounds\n")
         print("| case | " + " | ".join(heads) + " |")
         print("|---" * (len(heads) + 1) + "|")
