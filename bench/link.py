@@ -1,0 +1,134 @@
+"""What a link does to packets, as arithmetic: which are lost and when the others arrive. No device, no clock."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from typing import Final
+
+CHANGEABLE: Final = frozenset(
+    {"rate", "delay", "loss", "queue", "queue_bytes", "reorder", "reorder_delay", "udp_blocked", "down"}
+)
+_UDP: Final = 17
+_PROTOCOL_AT: Final = {4: 9, 6: 6}  # IP version: where the protocol number is; extension headers are not followed
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A link, the same in both directions. Raises ValueError for what no link is like."""
+
+    rate: float = 0.0  # bit/s, of whole IP packets; 0: no limit
+    delay: float = 0.0  # seconds one way
+    loss: float = 0.0  # the share of packets that vanish, from 0 to 1
+    queue: float = 0.1  # seconds: a packet that had to wait longer for the line is dropped
+    queue_bytes: int = 0  # the same in bytes; it counts where it is not 0
+    reorder: float = 0.0  # the share of packets that come later by `reorder_delay`, so that others overtake them
+    reorder_delay: float = 0.01
+    udp_blocked: bool = False  # as by a firewall that says nothing
+    down: bool = False  # a cut cable: what is on its way is lost as well
+    seed: int = 1  # of loss and reordering
+    mtu: int = 1500
+    offload: bool = False  # packets of one TCP stream cross in lumps of up to 64 KiB; so do loss and reordering
+    veth: bool = False  # the kernel's own link and its TBF: fast, but with a rate and a queue only
+    congestion: str = "bbr"  # what TCP uses on both hosts
+
+    def __post_init__(self) -> None:
+        if min(self.rate, self.delay, self.queue, self.queue_bytes, self.reorder_delay) < 0:
+            raise ValueError("a rate, a time or a length below 0")
+        if not (0 <= self.loss <= 1 and 0 <= self.reorder <= 1):
+            raise ValueError("a share that is not from 0 to 1")
+        if self.veth and (self.delay or self.loss or self.reorder or self.udp_blocked or self.offload):
+            raise ValueError("a veth link has a rate, a queue and an MTU, nothing else")
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that the queue can hold a packet."""
+        return self.queue_bytes * 8 / self.rate if self.queue_bytes and self.rate else self.queue
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the packets of one direction. late: the most seconds that one was delivered after its time."""
+
+    carried: int = 0
+    carried_bytes: int = 0
+    lost: int = 0
+    overflowed: int = 0
+    blocked: int = 0
+    cut: int = 0
+    late: float = 0.0
+
+
+@dataclass(slots=True)
+class Direction:
+    """One direction of a link. header: bytes before each IP packet that are not on the line.
+
+    A changed profile counts for packets offered from then on; those on their way arrive as they would have.
+    """
+
+    profile: Profile
+    random: random.Random
+    header: int = 0
+    counts: Counts = field(default_factory=Counts)
+    _free_at: float = 0.0  # when the line has sent all that was offered
+    _number: int = 0  # packets that are due at once stay in order
+    _flying: list[tuple[float, int, bytes]] = field(default_factory=list)
+
+    def change(self, profile: Profile) -> None:
+        """Another profile from now on."""
+        if profile.down:
+            self.counts.cut += len(self._flying)
+            self._flying.clear()
+            self._free_at = 0.0
+        self.profile = profile
+
+    def offer(self, packet: bytes, now: float) -> None:
+        """A packet that a host sends."""
+        profile = self.profile
+        if profile.down:
+            self.counts.cut += 1
+            return
+        if profile.udp_blocked and is_udp(packet, self.header):
+            self.counts.blocked += 1
+            return
+        due = now
+        if profile.rate:
+            if self._free_at < now:
+                self._free_at = now
+            elif self._free_at - now > profile.longest_wait:
+                self.counts.overflowed += 1
+                return
+            self._free_at = due = self._free_at + (len(packet) - self.header) * 8 / profile.rate
+        if profile.loss and self.random.random() < profile.loss:  # on the line: it took its time there
+            self.counts.lost += 1
+            return
+        due += profile.delay
+        if profile.reorder and self.random.random() < profile.reorder:
+            due += profile.reorder_delay
+        self._number += 1
+        heapq.heappush(self._flying, (due, self._number, packet))
+
+    def take(self, now: float) -> list[bytes]:
+        """The packets that have arrived by now, in order of arrival."""
+        flying, counts, arrived = self._flying, self.counts, []
+        while flying and flying[0][0] <= now:
+            due, _, packet = heapq.heappop(flying)
+            arrived.append(packet)
+            counts.carried_bytes += len(packet) - self.header
+            counts.late = max(counts.late, now - due)
+        counts.carried += len(arrived)
+        return arrived
+
+    @property
+    def next_due(self) -> float:
+        """When the next packet arrives; infinity where none is on its way."""
+        return self._flying[0][0] if self._flying else float("inf")
+
+
+def is_udp(packet: bytes, header: int = 0) -> bool:
+    """Of an IPv4 or IPv6 packet that starts after `header` bytes."""
+    if len(packet) <= header:
+        return False
+    at = _PROTOCOL_AT.get(packet[header] >> 4)
+    return at is not None and packet[header + at : header + at + 1] == bytes([_UDP])
