@@ -185,9 +185,9 @@ class TestSpill:
             with lease as view:
                 view[:] = b"y" * len(view)
                 assert bytes(view[-3:]) == b"yyy"
-                assert pool.figures().spilled == CHUNK_SIZE
+                assert pool.figures().spilled == MIB
         figures = pool.figures()
-        assert (figures.spilled, figures.spilled_ever, figures.in_use) == (0, CHUNK_SIZE, 0)
+        assert (figures.spilled, figures.spilled_ever, figures.in_use) == (0, MIB, 0)
         assert figures.high_water == CHUNK_SIZE  # a file is no memory
 
     @pytest.mark.parametrize("how", ["no room", "no folder"])

@@ -48,3 +48,22 @@ def test_a_large_file_takes_little_memory_on_both_sides(in_memory: Path, protoco
         again = run_get(host.address, in_memory / "dest", *options, home=in_memory / "home", measure=True).check_ok()
         assert again.done["bytes_reused"] == SIZE
         assert again.peak_rss < MOST
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_64_chunks_in_flight_stay_within_the_pools_bound(in_memory: Path) -> None:
+    """16 lanes with 4 requests each; the pools hold 64 MiB each, and 16 MiB where they were told so."""
+    make_file(in_memory / "file", noise(SIZE // 10) * 10)
+    peaks = {}
+    for buffers in ("16M", "64M"):
+        with Host(in_memory / "file", home=in_memory / "host", options=("--buffers", buffers)) as host:
+            options = ("--connections", "16", "--buffers", buffers)
+            result = run_get(host.address, in_memory / buffers, *options, home=in_memory / "home", measure=True)
+            host.watch_rss()
+        result.check_ok()
+        assert result.done["streams"] == 16
+        peaks[buffers] = (result.peak_rss, host.peak_rss)
+        (in_memory / buffers).unlink()
+    assert max(peaks["64M"]) < 200 * MIB, peaks
+    assert max(peaks["16M"]) < 130 * MIB, peaks

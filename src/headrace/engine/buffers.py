@@ -26,7 +26,7 @@ from headrace.storage.oserrors import local_errors
 log = logging.getLogger("headrace.buffers")
 
 DEFAULT_LIMIT: Final = 64 * MIB
-CLASSES: Final = (READ_SIZE, CHUNK_SIZE)  # bytes; every buffer has one of these sizes
+CLASSES: Final = (READ_SIZE, MIB, CHUNK_SIZE)  # bytes; every buffer has one of these sizes
 PATIENCE: Final = 5.0  # seconds; who waits longer is counted and, once a minute, told
 WARN_EVERY: Final = 60.0
 
@@ -89,7 +89,7 @@ class PoolFigures:
 
 
 class BufferPool:
-    """Buffers of 128 KiB and 4 MiB, at most `limit` bytes of them in all. Thread-safe.
+    """Buffers of 128 KiB, 1 MiB and 4 MiB, at most `limit` bytes of them in all. Thread-safe.
 
     Buffers are reused without being zeroed. Waiters are served in the order in which they came.
     """

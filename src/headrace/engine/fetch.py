@@ -139,8 +139,8 @@ class Fetcher:
             if filling:
                 work = again.popleft() if again else self.queue.take(idle=not window, room=MAX_BYTES - asked)
             if isinstance(work, Exclusive):
-                with lane.lock, self._buffers.acquire(CHUNK_SIZE) as buffer:
-                    self._compare(work.job, lane, buffer)
+                with lane.lock:
+                    self._compare(work.job, lane)
             elif work is not None:
                 if not self._begin(work.job):
                     continue
@@ -151,7 +151,11 @@ class Fetcher:
                 job = work.job
                 self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
             elif window:
-                with self._buffers.acquire(window[0].length) as buffer:
+                lane.wait()
+                task = window[0]
+                # What goes to a part file piece by piece needs no more room than one, which stays in the cache.
+                room = min(task.length, PIECE) if task.job.partial else task.length
+                with self._buffers.acquire(room) as buffer:
                     again.extend(self._receive(window[0], lane, buffer, counters))
                 asked -= window.popleft().length
                 if not window:
@@ -178,8 +182,7 @@ class Fetcher:
         retry: list[Task] = []
         error: HeadraceError | None = None
         try:
-            # What goes to a part file piece by piece needs no more room than one of them, which stays in the cache.
-            digest, zero = self._exchange.receive(lane, task.length, buffer[:PIECE] if partial else buffer, write)
+            digest, zero = self._exchange.receive(lane, task.length, buffer, write)
             if broken:
                 raise broken[0]
             if partial:
@@ -300,15 +303,15 @@ class Fetcher:
 
     # ---- comparing with what is here ---------------------------------------------------------------------------
 
-    def _compare(self, job: Job, lane: Lane, buffer: memoryview) -> None:
+    def _compare(self, job: Job, lane: Lane) -> None:
         """With a lane to itself: compares the file at the destination, or an outdated part file, with the host's."""
         work: Iterable[Work] = ()
         try:
             if job.compare:
-                work = self._compare_file(job, lane, buffer)
+                work = self._compare_file(job, lane)
             else:
                 assert job.partial is not None
-                for index, digest in enumerate(self._remote_hashes(job, lane, buffer)):
+                for index, digest in enumerate(self._remote_hashes(job, lane)):
                     if job.partial.stale.get(index) == digest:
                         job.partial.adopt(index, digest)
                 work = self._missing(job)
@@ -316,9 +319,10 @@ class Fetcher:
             self._settle(job, why, began=False)
         self.queue.push(work)
 
-    def _compare_file(self, job: Job, lane: Lane, buffer: memoryview) -> Iterable[Work]:
-        remote = self._remote_hashes(job, lane, buffer)
-        equal = self._destination.consists_of(job.dest, job.size, remote, buffer)
+    def _compare_file(self, job: Job, lane: Lane) -> Iterable[Work]:
+        remote = self._remote_hashes(job, lane)
+        with self._buffers.acquire(CHUNK_SIZE) as buffer:
+            equal = self._destination.consists_of(job.dest, job.size, remote, buffer)
         if equal:
             self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
             with job.lock:
@@ -332,11 +336,11 @@ class Fetcher:
         job.compare = False
         return self._expand(job)
 
-    def _remote_hashes(self, job: Job, lane: Lane, buffer: memoryview) -> list[bytes]:
+    def _remote_hashes(self, job: Job, lane: Lane) -> list[bytes]:
         """The hashes of the file's chunks on the host. Phase 7 has none on the wire: there its bytes are read."""
         count = chunk_count(job.size)
         if self._version < PHASE_BULK:
-            return [self._baseline_hash(job, lane, buffer, index) for index in range(count)]
+            return [self._baseline_hash(job, lane, index) for index in range(count)]
         lane.post(GetManifest(lane.next_id(), bytes(job.source), job.entry.version))
         hashes: list[bytes] = []
         while True:
@@ -353,10 +357,12 @@ class Fetcher:
                 lane.answered()
                 return hashes
 
-    def _baseline_hash(self, job: Job, lane: Lane, buffer: memoryview, index: int) -> bytes:
+    def _baseline_hash(self, job: Job, lane: Lane, index: int) -> bytes:
         offset, length = chunk_range(job.size, index)
         self._exchange.request(lane, job.source, job.entry.version, offset, length)
-        return self._exchange.receive(lane, length, buffer, None)[0]
+        lane.wait()
+        with self._buffers.acquire(length) as buffer:
+            return self._exchange.receive(lane, length, buffer, None)[0]
 
 
 def resolve_different(job: Job, on_exist: OnExist, destination: Destination) -> None:

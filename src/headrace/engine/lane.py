@@ -19,6 +19,7 @@ class Lane:
         self._last_id = 0
         self._pending: deque[int] = deque()
         self._unsent: list[Message] = []
+        self._arrived: tuple[Message, int] | None = None
 
     @property
     def idle(self) -> bool:
@@ -36,11 +37,25 @@ class Lane:
         one encryption and one system call for many small requests."""
         self._unsent.append(request)
 
+    def wait(self) -> None:
+        """Until the head of the next answer is here; `part` then gives it. Raises as `part` does.
+
+        Who takes a buffer for the payload only after this never holds one while the host waits for one itself.
+        """
+        if self._arrived is None:
+            self._arrived = self._receive()
+
     def part(self) -> tuple[Message, int]:
         """Sends what was posted, then receives the next part of the oldest request's answer, and its payload's length.
 
         Raises ConnectionLostError, ProtocolError. An Error that answers the request is returned, not raised.
         """
+        self.wait()
+        arrived, self._arrived = self._arrived, None
+        assert arrived
+        return arrived
+
+    def _receive(self) -> tuple[Message, int]:
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             self.messages.send_all(unsent)
