@@ -7,13 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from bench.link import Direction, Profile, is_udp
+from bench.link import CREDIT, Direction, Profile, is_udp
 
 KILOBYTE = bytes(1000)
 
 
 def direction(profile: Profile, header: int = 0) -> Direction:
     return Direction(profile, random.Random(profile.seed), header)
+
+
+def busy(link: Direction, until: float) -> None:
+    """The line is without credit at that time, as in the midst of a stream."""
+    link._free_at = until
 
 
 def number(n: int) -> bytes:
@@ -32,24 +37,25 @@ def test_a_packet_arrives_after_the_delay_and_not_before():
 
 def test_each_packet_takes_the_line_for_its_length():
     link = direction(Profile(rate=8e6, delay=0.010))  # 1,000 bytes a millisecond
+    busy(link, 0.0)
     for n in range(3):
         link.offer(number(n), 0.0)
     assert [len(link.take(at)) for at in (0.0105, 0.0115, 0.0125, 0.0135)] == [0, 1, 1, 1]
 
 
-def test_an_idle_line_saves_nothing_up():
+def test_an_idle_line_saves_up_no_more_than_its_credit():
     link = direction(Profile(rate=8e6))
-    link.offer(KILOBYTE, 0.0)
-    link.offer(KILOBYTE, 5.0)
-    link.offer(KILOBYTE, 5.0)
-    assert link.next_due == pytest.approx(0.001)
-    assert len(link.take(5.0015)) == 2
-    assert link.next_due == pytest.approx(5.002)
+    for n in range(10):
+        link.offer(number(n), 5.0)
+    assert len(link.take(5.0005)) == CREDIT / 0.001
+    assert link.next_due == pytest.approx(5.001)
+    assert len(link.take(5.0085)) == 8
 
 
 @pytest.mark.parametrize("profile", [Profile(rate=8e6, queue=0.0105), Profile(rate=8e6, queue_bytes=10_500)])
 def test_the_queue_drops_what_would_wait_longer(profile: Profile):
     link = direction(profile)
+    busy(link, 0.0)
     for n in range(30):
         link.offer(number(n), 0.0)
     arrived = link.take(1.0)
@@ -99,6 +105,7 @@ def test_a_cut_loses_what_is_on_its_way_and_what_comes_until_it_is_mended():
 
 def test_a_new_rate_counts_for_what_is_offered_from_then_on():
     link = direction(Profile(rate=8e6))
+    busy(link, 0.0)
     link.offer(KILOBYTE, 0.0)
     link.change(replace(link.profile, rate=0.8e6))
     link.offer(KILOBYTE, 0.0)
@@ -125,11 +132,13 @@ def test_udp_is_found_in_both_versions_of_ip_and_behind_a_header():
 
 def test_what_stands_before_the_packet_takes_no_time_on_the_line():
     link = direction(Profile(rate=8e6), header=10)
+    busy(link, 0.0)
     link.offer(bytes(1010), 0.0)
     assert link.next_due == pytest.approx(0.001)
     link.take(1.0)
     assert link.counts.carried_bytes == 1000
-    assert link.counts.late == pytest.approx(0.999)
+    assert link.counts.late == 1
+    assert link.counts.latest == pytest.approx(0.999)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from headrace import config
-from headrace.cli import options, output, reach, settings, signals
+from headrace.cli import options, output, reach, signals
 from headrace.cli.cat import abort
-from headrace.observe import logs
 
 if TYPE_CHECKING:
     from headrace.client.session import Session
@@ -18,32 +16,14 @@ if TYPE_CHECKING:
     from headrace.doctor.checks import Check
     from headrace.doctor.path import Step
 
-OPTIONS: Final = (
-    *(options.CODE_FILE, options.PROTOCOL, options.TRANSPORT),
-    *(options.JSON, options.QUIET, options.VERBOSE, options.LOG_JSON),
-)
 _NAME: Final = 13  # columns
 _STATUS: Final = 9
 _VALUE: Final = 10
 
 
-class _Doctor(click.Command):
-    """As options.Command, with this module's options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--help" not in args and not ctx.resilient_parsing:
-            known = {**options.OPTIONS, "doctor": OPTIONS}
-            ctx.default_map = settings.defaults(config.home() / settings.FILE, "doctor", known)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        common = ctx.ensure_object(options.Common)
-        logs.setup(common.verbose, json=common.log_json, quiet=common.quiet)
-        return super().invoke(ctx)
-
-
-@click.command("doctor", cls=_Doctor, params=[*OPTIONS])
+@click.command("doctor", cls=options.Command)
 @click.argument("target", required=False)
+@options.of("doctor")
 @click.pass_obj
 def doctor(common: options.Common, target: str | None) -> None:
     """Say what this machine can do for transfers, and what would mend the rest.

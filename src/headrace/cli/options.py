@@ -31,6 +31,7 @@ class Common:
     verbose: int = 0
     log_json: bool = False
     protocol: str = "auto"
+    limit_rate: int | None = None
     code_file: str | None = None
     code_file_given: bool = False
     leave_at_once: bool = False
@@ -81,6 +82,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # no generic before clic
             self.fail(f"{value!r} is no size; write something like 64M", param, ctx)
 
 
+class Rate(Size):
+    """Bytes a second, or off."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value).strip().lower() == "off":
+            return None
+        rate = super().convert(value, param, ctx)
+        if rate < 1:
+            self.fail("a rate must be at least 1 byte a second; off takes the limit away", param, ctx)
+        return rate
+
+
 class Transport(click.Choice):  # type: ignore[type-arg]  # no generic before click 8.2
     """auto or tcp, and a clear word on the one that is still to come."""
 
@@ -103,7 +118,7 @@ def _ignore(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _option(*flags: str, to_common: bool = False, **more: Any) -> click.Option:
-    name = max(flags, key=len).removeprefix("--").replace("-", "_")
+    name = next(flag for flag in flags if flag.startswith("--")).removeprefix("--").replace("-", "_")
     if to_common:
         more |= {"expose_value": False, "callback": _keep}
     return click.Option([*flags, name], envvar=PREFIX + name.upper(), **more)
@@ -147,6 +162,14 @@ BUFFERS: Final = _option(
     show_default=True,
     metavar="SIZE",
     help="Memory for chunks on their way, at least 4M.",
+)
+LIMIT_RATE: Final = _option(
+    "--limit-rate",
+    "--bwlimit",
+    to_common=True,
+    type=Rate(),
+    metavar="RATE",
+    help="Bytes a second at most, as in 20M; off for no limit. On share: of all clients together.",
 )
 CODE_FILE: Final = _option(
     "--code-file",
@@ -209,14 +232,15 @@ _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
 
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
-    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
+    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, LIMIT_RATE, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
-        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS),
+        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS, LIMIT_RATE),
         *(*_REACH, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     ),
-    "cat": (OFFSET, LENGTH, *_REACH, *_LOGS),
+    "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "peers": (JSON, *_LOGS),
+    "doctor": (*_REACH, JSON, *_LOGS),
 }
 
 

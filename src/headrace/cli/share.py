@@ -60,6 +60,7 @@ def share(
             code=_code(context, code, common),
             name=name,
             versions=reach.versions(common),
+            limit_rate=common.limit_rate,
             data_plane=data_plane,
             buffers=buffers,
             io=io,

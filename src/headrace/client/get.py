@@ -12,7 +12,7 @@ from typing import Any, Final
 from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.plan import Planner
 from headrace.client.session import Session
-from headrace.engine.buffers import BufferPool
+from headrace.engine.buffers import buffers_for
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.lane import Lane
@@ -75,7 +75,7 @@ class Transfer:
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.progress = Progress()
-        self.buffers = BufferPool(options.buffers)
+        self.buffers = buffers_for(options.io, options.buffers)
         self._session = session
         self._source = source
         self._dest = None if dest is None else os.fspath(dest)

@@ -48,6 +48,7 @@ from headrace.protocol.messages import (
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
+from headrace.transport.pacing import Bucket
 from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
 from headrace.transport.trust import Pins
 
@@ -83,8 +84,17 @@ class Session:
         self._renewing = threading.Lock()
 
     @classmethod
-    def connect(cls, target: Target, *, home: Path | None = None, versions: Versions = Versions()) -> Session:
+    def connect(
+        cls,
+        target: Target,
+        *,
+        home: Path | None = None,
+        versions: Versions = Versions(),
+        limit_rate: float | None = None,
+    ) -> Session:
         """Connects to the target's share; pairs with the code at first contact, later shows the credential.
+
+        limit_rate: bytes a second that all its streams together may receive; `connection.limit` changes it later.
 
         Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
         """
@@ -98,14 +108,14 @@ class Session:
             )
         pins = Pins(home or config.home())
         pin = pins.get(code.share)
-        address = (target.host, target.port)
+        address, limit = (target.host, target.port), Bucket(limit_rate)
         if pin and pin.is_for(code):
             credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
-            connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share)
+            connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share, limit)
             with contextlib.suppress(CredentialUnknownError):
                 return cls._with_credential(connection, credential, versions)
             log.info("the host at %s does not remember this machine; pairing again", target.address)
-        connection = _dial(address, bytes.fromhex(pin.fingerprint) if pin else None, code.share)
+        connection = _dial(address, bytes.fromhex(pin.fingerprint) if pin else None, code.share, limit)
         return cls._with_code(connection, code, versions, pins, target.address)
 
     @classmethod
@@ -298,9 +308,9 @@ def _nameable(directory: RelPath, entries: Entries) -> Entries:
     return entries if room >= MAX_NAME else [entry for entry in entries if len(entry.name) <= room]
 
 
-def _dial(address: tuple[str, int], pin: bytes | None, share: str) -> TcpConnection:
+def _dial(address: tuple[str, int], pin: bytes | None, share: str, limit: Bucket) -> TcpConnection:
     try:
-        return TcpConnection(address, pin=pin)
+        return TcpConnection(address, pin=pin, limit=limit)
     except CertificateChangedError as why:
         why.hint = (
             f"If you know that the host was set up anew, forget the old one with: headrace peers forget {share} "

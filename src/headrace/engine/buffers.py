@@ -240,6 +240,12 @@ class BufferPool:
             return memoryview(mmap.mmap(file.fileno(), size))
 
 
+def buffers_for(io: str, limit: int) -> Buffers:
+    """A pool of `limit` bytes; the debug mode (`--io plain`) has none. UsageError for a pool that cannot work."""
+    check_limit(limit)
+    return Unpooled() if io == "plain" else BufferPool(limit)
+
+
 def check_limit(limit: int) -> int:
     """`limit`, in bytes, if a pool can work with it; else UsageError."""
     if limit < CHUNK_SIZE:

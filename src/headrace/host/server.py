@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from headrace import config
 from headrace._version import __version__
-from headrace.engine.buffers import DEFAULT_LIMIT, BufferPool
+from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
 from headrace.errors import LocalDiskError, UsageError
 from headrace.host.guesses import GuessLimit
 from headrace.host.session import Event, Share, serve
@@ -26,6 +26,7 @@ from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
 from headrace.transport.identity import Identity
+from headrace.transport.pacing import Bucket
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
 from headrace.transport.trust import Peers
 from headrace.transport.zerocopy import wants_clear
@@ -58,19 +59,22 @@ class ShareServer:
         data_plane: str = "tls",
         buffers: int = DEFAULT_LIMIT,
         io: str = "auto",
+        limit_rate: float | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
 
         data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
         all clients together. io: how files are read, see storage.platform.
+        limit_rate: bytes a second that are sent, all clients together; `limit.rate` changes it later.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
-        pool, clear = BufferPool(buffers), wants_clear(data_plane)
+        pool, clear = buffers_for(io, buffers), wants_clear(data_plane)
         home = home or config.home()
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
+        self.limit = Bucket(limit_rate)
         self._io = platform_io(io)
         self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)
@@ -83,6 +87,7 @@ class ShareServer:
             agent=f"headrace {__version__}",
             versions=versions,
             buffers=pool,
+            limit=self.limit,
             clear=clear,
             on_event=on_event,
         )

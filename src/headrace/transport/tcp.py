@@ -17,7 +17,7 @@ from typing import Final
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, ProtocolError, UnreachableError
 from headrace.protocol.pake import fingerprint_of
-from headrace.transport.pacing import Pace
+from headrace.transport.pacing import Bucket, Pace
 from headrace.transport.records import Records, TlsRecords
 from headrace.transport.zerocopy import FALLBACKS, UnsupportedError, platform_send, wait_writable
 
@@ -312,12 +312,21 @@ class TcpConnection:
 
     transport = "tcp"
 
-    def __init__(self, address: tuple[str, int], *, pin: bytes | None, timeout: float = CONNECT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        pin: bytes | None,
+        limit: Bucket | None = None,
+        timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
         """Dials the first stream. pin: the only fingerprint to accept; None accepts any and then stays with it.
+        limit: what all streams together may receive.
 
         Raises UnreachableError, CertificateChangedError.
         """
         self.address = address
+        self.limit = limit
         self._timeout = timeout
         self._context = client_context()
         self._lock = threading.Lock()
@@ -350,6 +359,8 @@ class TcpConnection:
         try:
             tune(sock, loopback=is_loopback(sock))
             stream = TcpStream(sock, self._context, server=False)
+            if self.limit:
+                stream.pace_in = Pace(self.limit)
             stream.handshake(self._timeout)
             if not stream.speaks_headrace:
                 raise UnreachableError(f"what answers on {where} is not headrace")
