@@ -74,6 +74,7 @@ class Headrace:
         self._cold = cold
         self._options = tuple(options)
         self._share_options = tuple(share_options)
+        self.launcher: tuple[str, ...] = ()  # what the share is started by, strace say
         self._source = Path()
         self._child: Child | None = None
         self._ready: dict[str, Any] = {}
@@ -118,6 +119,7 @@ class Headrace:
     def _share(self) -> None:
         events, log = self._folder / "events.ndjson", self._folder / "share.log"
         argv = (
+            *self.launcher,
             *HEADRACE,
             "share",
             str(self._source),
