@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
+import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +17,8 @@ LATE: Final = 0.005  # seconds
 # the line would stand idle meanwhile, although packets waited for it.
 CREDIT: Final = 0.002  # seconds of the line
 _UDP: Final = 17
+_TCP_LUMPS: Final = frozenset({1, 4})  # gso_type: TCP over IPv4, over IPv6
+_TCP_LENGTH_AT: Final = 12  # in a TCP header: its own length
 _PROTOCOL_AT: Final = {4: 9, 6: 6}  # IP version: where the protocol number is; extension headers are not followed
 
 
@@ -71,7 +75,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Direction:
-    """One direction of a link. header: bytes before each IP packet that are not on the line.
+    """One direction of a link. header: 0, or the bytes of struct virtio_net_hdr before each packet.
 
     A changed profile counts for packets offered from then on; those on their way arrive as they would have.
     """
@@ -108,7 +112,9 @@ class Direction:
             elif self._free_at - now > profile.longest_wait:
                 self.counts.overflowed += 1
                 return
-            self._free_at = due = self._free_at + (len(packet) - self.header) * 8 / profile.rate
+            length = line_length(packet, self.header) if self.header else len(packet)
+            self._free_at += length * 8 / profile.rate
+            due = max(now, self._free_at)  # credit makes nothing arrive before its delay
         if profile.loss and self.random.random() < profile.loss:  # on the line: it took its time there
             self.counts.lost += 1
             return
@@ -135,6 +141,18 @@ class Direction:
     def next_due(self) -> float:
         """When the next packet arrives; infinity where none is on its way."""
         return self._flying[0][0] if self._flying else float("inf")
+
+
+def line_length(lump: bytes, header: int) -> int:
+    """Bytes of the packets that a lump would be on a line, behind a struct virtio_net_hdr of `header` bytes."""
+    fields: tuple[int, ...] = struct.unpack_from("=BBHHHH", lump)
+    _, kind, _, segment, transport, _ = fields
+    flat = len(lump) - header
+    if kind not in _TCP_LUMPS or flat <= transport + _TCP_LENGTH_AT or not segment:
+        return flat
+    headers = transport + (lump[header + transport + _TCP_LENGTH_AT] >> 4) * 4
+    packets = math.ceil((flat - headers) / segment)
+    return flat + max(0, packets - 1) * headers
 
 
 def is_udp(packet: bytes, header: int = 0) -> bool:

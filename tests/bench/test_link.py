@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
 from dataclasses import replace
 
 import pytest
 
-from bench.link import CREDIT, Direction, Profile, is_udp
+from bench.link import CREDIT, Direction, Profile, is_udp, line_length
 
 KILOBYTE = bytes(1000)
 
@@ -50,6 +51,12 @@ def test_an_idle_line_saves_up_no_more_than_its_credit():
     assert len(link.take(5.0005)) == CREDIT / 0.001
     assert link.next_due == pytest.approx(5.001)
     assert len(link.take(5.0085)) == 8
+
+
+def test_credit_makes_no_packet_arrive_before_its_delay():
+    link = direction(Profile(rate=1e9, delay=0.0005))
+    link.offer(KILOBYTE, 5.0)
+    assert link.next_due == pytest.approx(5.0005)
 
 
 @pytest.mark.parametrize("profile", [Profile(rate=8e6, queue=0.0105), Profile(rate=8e6, queue_bytes=10_500)])
@@ -130,15 +137,23 @@ def test_udp_is_found_in_both_versions_of_ip_and_behind_a_header():
     assert not is_udp(b"")
 
 
-def test_what_stands_before_the_packet_takes_no_time_on_the_line():
+def test_the_header_before_a_packet_takes_no_time_on_the_line():
     link = direction(Profile(rate=8e6), header=10)
     busy(link, 0.0)
-    link.offer(bytes(1010), 0.0)
+    link.offer(bytes(1010), 0.0)  # its virtio_net_hdr is all zeros: no lump
     assert link.next_due == pytest.approx(0.001)
     link.take(1.0)
     assert link.counts.carried_bytes == 1000
     assert link.counts.late == 1
     assert link.counts.latest == pytest.approx(0.999)
+
+
+def test_a_lump_takes_the_line_as_long_as_its_packets_with_their_headers():
+    tcp = bytes(12) + bytes([8 << 4]) + bytes(19)  # 32 bytes, as it says
+    lump = struct.pack("=BBHHHH", 1, 1, 52, 1448, 20, 16) + bytes(20) + tcp + bytes(10 * 1448)
+    assert line_length(lump, 10) == 10 * 1500
+    assert line_length(lump + b"x", 10) == 10 * 1500 + 53
+    assert line_length(lump[:30], 10) == 20
 
 
 @pytest.mark.parametrize(
