@@ -251,7 +251,8 @@ class Partial:
     def _reserve(self, end: int) -> None:
         """Reserves the disk space up to `end` and more: writing is up to eight times faster than growing the file."""
         while self._reserved < end:
-            step = min(_STEP, self.size - self._reserved)
+            # The first byte need not wait for much of it.
+            step = min(_STEP, max(CHUNK_SIZE, self._reserved), self.size - self._reserved)
             if not preallocate(self._fd, self._reserved, step):
                 self._reserved = self.size  # this file system cannot
                 return
