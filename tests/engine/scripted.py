@@ -54,7 +54,11 @@ class _Prompting:
         self._stream: MemoryStream = host.near
         self.bytes_in = self.bytes_out = 0
         self.send = self._stream.send
+        self.transport = self._stream.transport
+        self.pace_in = self.pace_out = None
+        self.patient = None
         self.set_timeout = self._stream.set_timeout
+        self.set_deadline = self._stream.set_deadline
         self.rtt = self._stream.rtt
         self.close = self._stream.close
         self.abort = self._stream.abort

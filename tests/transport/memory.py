@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from headrace.errors import ConnectionLostError
+from headrace.transport.pacing import Pace
 
 CAPACITY: Final = 64 * 1024
 
@@ -39,9 +40,14 @@ class _Way:
 class MemoryStream:
     """One end. See `memory_pair`."""
 
+    transport = "memory"
+
     def __init__(self, changed: threading.Condition, outward: _Way, inward: _Way) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
+        self.pace_in: Pace | None = None
+        self.pace_out: Pace | None = None
+        self.patient: Callable[[bool], bool] | None = None
         self._changed = changed
         self._out = outward
         self._in = inward
@@ -95,6 +101,9 @@ class MemoryStream:
 
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds
+
+    def set_deadline(self, seconds: float | None) -> None:
+        raise NotImplementedError("nothing here needs one")
 
     def rtt(self) -> float | None:
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+from headrace.transport.pacing import Pace
 
 
 class Stream(Protocol):
@@ -11,8 +14,13 @@ class Stream(Protocol):
     Every method that waits gives up after the stream's timeout without progress. Failures are ConnectionLostError.
     """
 
-    bytes_in: int  # bytes that arrived on the wire, encryption included
+    transport: str  # "tcp" or "quic"
+    bytes_in: int  # bytes that arrived on the wire, encryption included where that can be told
     bytes_out: int
+    pace_in: Pace | None  # rate limits; None: none
+    pace_out: Pace | None
+    # Asked with True while sending, False while receiving, when a timeout has run out: whether to go on waiting.
+    patient: Callable[[bool], bool] | None
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Blocks until all parts were handed to the transport. The caller may reuse the buffers afterwards."""
@@ -22,6 +30,9 @@ class Stream(Protocol):
 
     def set_timeout(self, seconds: float | None) -> None:
         """The longest wait without progress; None waits for ever (a dead peer is still found by keep-alive)."""
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Receiving fails when so many seconds are over from now, however many bytes came; None: no such end."""
 
     def rtt(self) -> float | None:
         """The transport's current estimate of the round-trip time in seconds, where it has one."""

@@ -36,6 +36,8 @@ _TCP_INFO_SIZE: Final = 104
 class TcpStream:
     """One TCP connection as a Stream: moves bytes between the socket and a record layer. See base.Stream."""
 
+    transport = "tcp"
+
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, *, server: bool, timeout: float = STALL_TIMEOUT
     ) -> None:
@@ -46,7 +48,6 @@ class TcpStream:
         self.zero_copy = platform_send()
         self.pace_in: Pace | None = None
         self.pace_out: Pace | None = None
-        # Asked with True while sending, False while receiving, when a timeout has run out: whether to go on waiting.
         self.patient: Callable[[bool], bool] | None = None
         self._closed = False
         self._aborted = False
