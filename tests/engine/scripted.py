@@ -10,6 +10,7 @@ from tests.transport.memory import Faults, MemoryStream, memory_pair
 from headrace.engine.lane import Lane
 from headrace.protocol.messages import MIB, Message
 from headrace.transport.framed import MessageStream
+from headrace.transport.pacing import Pace
 
 
 class ScriptedHost:
@@ -55,8 +56,9 @@ class _Prompting:
         self.bytes_in = self.bytes_out = 0
         self.send = self._stream.send
         self.transport = self._stream.transport
-        self.pace_in = self.pace_out = None
-        self.patient = None
+        self.pace_in: Pace | None = None
+        self.pace_out: Pace | None = None
+        self.patient: Callable[[bool], bool] | None = None
         self.set_timeout = self._stream.set_timeout
         self.set_deadline = self._stream.set_deadline
         self.rtt = self._stream.rtt
