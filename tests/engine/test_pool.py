@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.engine.pool import MAX_CONNECTIONS, MAX_REQUESTS, MIN_REQUESTS, START_REQUESTS, StreamPool
+from headrace.engine.estimates import MAX_CONNECTIONS
+from headrace.engine.pool import MAX_REQUESTS, MIN_REQUESTS, START_REQUESTS, StreamPool
 
 TRACES = Path(__file__).parent.parent / "traces"
 TICK = 0.001
