@@ -17,10 +17,12 @@ import pytest
 
 from headrace.engine.buffers import BufferPool
 from headrace.engine.exchange import EXCHANGES
-from headrace.engine.fetch import MAX_BYTES, MAX_REQUESTS, Fetcher
+from headrace.engine.fetch import Fetcher
+from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
+from headrace.engine.worker import MAX_REQUESTS, Worker
 from headrace.errors import (
     ConnectionLostError,
     HeadraceError,
@@ -30,7 +32,7 @@ from headrace.errors import (
     NotFoundError,
     StoppedError,
 )
-from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk
+from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk, GetManifest, ManifestPart
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import hash_bytes
 from headrace.storage.destination import Destination
@@ -39,6 +41,7 @@ from headrace.storage.partial import Partial
 from .scripted import ScriptedHost
 
 PATIENCE: Final = 10.0
+ROOM: Final = 4  # chunks in flight
 NOISE: Final = random.Random(5).randbytes(2 * CHUNK_SIZE + 99)
 
 
@@ -78,6 +81,7 @@ class Fetching:
             reports=self.told,
             on_exist=OnExist.SKIP_SAME,
         )
+        self.leaving = threading.Event()
         self._pool = pool
 
     def want(self, name: str, content: bytes) -> None:
@@ -87,7 +91,21 @@ class Fetching:
 
     def start(self) -> Future[None]:
         self.fetcher.queue.close()
-        return self._pool.submit(self.fetcher.work, self.host.lane)
+        return self.work(self.host.lane)
+
+    def work(self, lane: Lane) -> Future[None]:
+        """A worker on `lane`. The future has its ConnectionLostError, the fetcher what else ends it."""
+        worker = Worker(self.fetcher, lane, self.progress.lane(), room=lambda: ROOM, leaves=self.leaving.is_set)
+
+        def run() -> None:
+            try:
+                worker.run()
+            except ConnectionLostError:
+                raise
+            except HeadraceError as why:
+                self.fetcher.fail(why)
+
+        return self._pool.submit(run)
 
     def asked(self) -> GetChunk:
         request = self.host.asked()
@@ -148,10 +166,10 @@ def test_so_many_requests_are_in_flight_and_no_more(fetching: Fetching) -> None:
 
 
 def test_so_many_bytes_are_in_flight_and_no_more(fetching: Fetching) -> None:
-    content = bytes(MAX_BYTES + 2 * CHUNK_SIZE)
+    content = bytes((ROOM + 2) * CHUNK_SIZE)
     fetching.want("large", content)
     work = fetching.start()
-    waiting = [fetching.asked() for _ in range(MAX_BYTES // CHUNK_SIZE)]
+    waiting = [fetching.asked() for _ in range(ROOM)]
     fetching.host.stream.set_timeout(0.05)
     with pytest.raises(ConnectionLostError):
         fetching.asked()
@@ -183,7 +201,7 @@ def test_a_damaged_chunk_is_asked_for_again_where_it_came_from(fetching: Fetchin
     request = fetching.asked()
     elsewhere = ScriptedHost()
     elsewhere.near.set_timeout(PATIENCE)
-    idle = fetching._pool.submit(fetching.fetcher.work, elsewhere.lane)
+    idle = fetching.work(elsewhere.lane)
     fetching.host.say(Chunk(request.id, hash_bytes(b"right")), b"wrong")
     fetching.answer(fetching.asked(), b"right")
     work.result(PATIENCE)
@@ -280,16 +298,88 @@ def test_a_lane_that_fails_is_let_go(fetching: Fetching, how: str) -> None:
     fetching.want("large", NOISE)
     work = fetching.start()
     request = fetching.asked()
-    if how == "cut":
-        fetching.host.stream.cut()
-    elif how == "close":
-        fetching.host.stream.close()
-    else:
+    if how == "nonsense":
         fetching.host.say(Chunk(request.id + 77, bytes(32)))
-    work.result(PATIENCE)
-    assert isinstance(fetching.fetcher.failure, HeadraceError)
+        work.result(PATIENCE)
+        assert isinstance(fetching.fetcher.failure, HeadraceError)
+        assert not fetching.fetcher.queue.put(Job(RelPath((b"x",)), RelPath((b"x",)), Entry(b"x", "f")))
+    else:
+        fetching.host.stream.cut() if how == "cut" else fetching.host.stream.close()
+        with pytest.raises(ConnectionLostError):
+            work.result(PATIENCE)
+        assert fetching.fetcher.failure is None, "another lane can go on"
     assert fetching.host.lane.lock.acquire(timeout=1)
-    assert not fetching.fetcher.queue.put(Job(RelPath((b"x",)), RelPath((b"x",)), Entry(b"x", "f")))
+
+
+def test_what_a_broken_lane_had_in_flight_comes_over_another(fetching: Fetching, tmp_path: Path) -> None:
+    contents = {"large": NOISE, "small": b"small", "damaged": b"right"}
+    for name in ("damaged", "small", "large"):
+        fetching.want(name, contents[name])
+    work = fetching.start()
+    first = fetching.asked()
+    assert first.path == b"damaged"
+    fetching.host.say(Chunk(first.id, hash_bytes(b"right")), b"wrong")  # it waits to be asked for again
+    for _ in range(4):  # small, and three chunks of large
+        request = fetching.asked()
+    fetching.host.say(Chunk(request.id - 3, hash_bytes(b"small")), b"small")
+    fetching.host.say(Chunk(request.id - 2, hash_bytes(NOISE[:CHUNK_SIZE])), NOISE[:CHUNK_SIZE])
+    fetching.host.stream.cut()
+    with pytest.raises(ConnectionLostError):
+        work.result(PATIENCE)
+
+    another = fetching.host = ScriptedHost()
+    another.near.set_timeout(PATIENCE)
+    another.stream.set_timeout(PATIENCE)
+    work = fetching.work(another.lane)
+    asked: list[tuple[bytes, int]] = []
+    while len(asked) < 3:
+        request = fetching.asked()
+        asked.append((request.path, request.offset))
+        fetching.answer(request, contents[request.path.decode()])
+    work.result(PATIENCE)
+    assert sorted(asked) == [(b"damaged", 0), (b"large", CHUNK_SIZE), (b"large", 2 * CHUNK_SIZE)]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents
+    assert fetching.fetcher.failure is None
+
+
+def test_a_comparison_that_a_broken_lane_cut_short_is_made_over_another(fetching: Fetching, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"right")
+    path = RelPath((b"a",))
+    entry = Entry(b"a", "f", size=5, mtime_ns=10**18, mode=0o644, version=bytes(16))
+    fetching.fetcher.queue.put(Job(path, path, entry, compare=True))
+    work = fetching.start()
+    assert isinstance(fetching.host.asked(), GetManifest)
+    fetching.host.stream.cut()
+    with pytest.raises(ConnectionLostError):
+        work.result(PATIENCE)
+    another = ScriptedHost()
+    another.near.set_timeout(PATIENCE)
+    another.stream.set_timeout(PATIENCE)
+    work = fetching.work(another.lane)
+    request = another.asked()
+    assert isinstance(request, GetManifest)
+    another.say(ManifestPart(request.id, 0, hash_bytes(b"right")))
+    another.say(ManifestPart(request.id, 1, b"", last=True))
+    work.result(PATIENCE)
+    assert fetching.told.same_ == ["a"]
+
+
+def test_a_worker_that_is_to_leave_finishes_what_it_asked_for(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.want("large", bytes((ROOM + 1) * CHUNK_SIZE))
+    work = fetching.start()
+    waiting = [fetching.asked() for _ in range(ROOM)]
+    fetching.leaving.set()
+    for request in waiting:
+        fetching.answer(request, bytes((ROOM + 1) * CHUNK_SIZE))
+    work.result(PATIENCE)
+    assert not fetching.fetcher.queue.over, "one chunk is left for others"
+
+
+def test_a_worker_without_work_leaves_when_it_is_woken(fetching: Fetching) -> None:
+    work = fetching.work(fetching.host.lane)  # the queue is open: there may be more to come
+    fetching.leaving.set()
+    fetching.fetcher.queue.wake()
+    work.result(PATIENCE)
 
 
 def test_the_first_failure_is_the_one_that_counts(fetching: Fetching) -> None:
@@ -304,6 +394,8 @@ def test_a_cancelled_transfer_ends_its_worker(fetching: Fetching) -> None:
     request = fetching.asked()
     fetching.fetcher.fail(StoppedError("stopped"))
     threading.Thread(target=fetching.host.near.abort).start()
-    work.result(PATIENCE)
+    with pytest.raises(ConnectionLostError):
+        work.result(PATIENCE)
+    assert isinstance(fetching.fetcher.failure, StoppedError)
     assert request.offset == 0
     assert not fetching.host.lane.lock.locked()

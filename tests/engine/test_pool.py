@@ -228,12 +228,13 @@ def test_the_bounds_hold_whatever_is_measured(steps, chunk_size):
         assert 1 <= pool.connections <= MAX_CONNECTIONS
 
 
-@given(samples, st.integers(1, 100))
-def test_a_forced_number_stays(steps, streams):
-    pool, now, delivered = StreamPool(streams=streams), 0.0, 0
-    before = pool.requests
+@given(samples, st.integers(1, 100), st.booleans())
+def test_a_fixed_number_stays(steps, number, both):
+    pool = StreamPool(fixed_requests=number, fixed_connections=number if both else None)
+    now, delivered = 0.0, 0
     for wait, more, rtt in steps:
         now += wait
         delivered += more
         pool.observe(now, delivered, rtt)
-        assert (pool.requests, pool.connections, pool.reason) == (before, streams, "forced")
+        assert pool.requests == number
+        assert pool.connections == number if both else 1 <= pool.connections <= number

@@ -96,6 +96,34 @@ class Rate(Size):
         return rate
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().lower()
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1]) * unit if unit else float(text)
+            if not 0 <= seconds < 1e9:
+                raise ValueError
+        except ValueError:
+            self.fail(f"{value!r} is no time; write something like 90s, 5m or 2h", param, ctx)
+        return seconds
+
+
+class Streams(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """auto (None), or a number of requests."""
+
+    name = "streams"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if str(value).lower() == "auto":
+            return None
+        return click.IntRange(1, 256).convert(value, param, ctx)
+
+
 class Transport(click.Choice):  # type: ignore[type-arg]  # no generic before click 8.2
     """auto or tcp, and a clear word on the one that is still to come."""
 
@@ -220,7 +248,25 @@ LINKS: Final = _option(
 )
 CHECKSUM: Final = _option("--checksum", is_flag=True, help="Compare contents, not sizes and times.")
 DRY_RUN: Final = _option("--dry-run", is_flag=True, help="Plan and figures, nothing written.")
-CONNECTIONS: Final = _option("--connections", type=click.IntRange(1, 16), help="Connections for bulk data.")
+CONNECTIONS: Final = _option(
+    "--connections", type=click.IntRange(1, 16), help="Connections for bulk data. By default found by trial."
+)
+STREAMS: Final = _option(
+    "--streams",
+    type=Streams(),
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Chunk requests in flight. auto: as many as the path holds.",
+)
+RETRY_FOR: Final = _option(
+    "--retry-for",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    metavar="TIME",
+    help="How long to try again when the host is gone in the middle of a transfer; 0 gives up at once.",
+)
 
 LONG: Final = _option("-l", "--long", is_flag=True, help="Mode, size and time as well.")
 RECURSIVE: Final = _option("-R", "--recursive", is_flag=True, help="Everything below as well.")
@@ -235,7 +281,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, LIMIT_RATE, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
-        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, CONNECTIONS, LIMIT_RATE),
+        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
         *(*_REACH, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),

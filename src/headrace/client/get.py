@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from headrace.client.crew import Crew
 from headrace.client.options import GetOptions, GetResult, Links
+from headrace.client.outage import Outage
 from headrace.client.plan import Planner
 from headrace.client.session import Session
 from headrace.engine.buffers import buffers_for
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
-from headrace.engine.lane import Lane
+from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
 from headrace.errors import (
@@ -85,8 +87,8 @@ class Transfer:
         self._destination: Destination | None = None
         self._io: FileIO = POSIX
         self._single = False
-        self._control: Lane | None = None
         self._stopped = threading.Event()
+        self._outage = Outage(on_event, self._stopped, limit=options.retry_for)
         self._worst: HeadraceError | None = None
         self._lanes = 0
 
@@ -95,14 +97,16 @@ class Transfer:
         StoppedError, ConnectionLostError, LocalDiskError, DestinationExistsError, ProtocolError, NotFoundError."""
         if wants_clear(self._options.data_plane):
             self._session.use_clear()
-        entry = self._session.stat(self._source)
+        entry = self._outage.bear(lambda: self._session.stat(self._source))
         place = self._place(entry)
         self._io = platform_io(self._options.io)
         try:
             if not self._options.dry_run or place.root.is_dir():
                 create = not self._options.dry_run
                 self._destination = Destination.open(place.root, create, self._io, mode=place.mode)
-            planner = Planner(self._session, self._source, self._destination, self._options, self.progress, self)
+            planner = Planner(
+                self._session, self._source, self._destination, self._options, self.progress, self, self._outage
+            )
             if self._options.dry_run:
                 self._plan_alone(planner, entry, place)
             else:
@@ -167,59 +171,40 @@ class Transfer:
         )
         if self._stopped.is_set():
             raise StoppedError("stopped")
-        with self._session.use() as lane:  # one that works; from here on a broken one ends the transfer
-            self._control = lane
-        threads = [threading.Thread(target=self._plan, args=(fetcher, planner, entry, place), name="headrace-plan")]
-        threads += [
-            threading.Thread(target=self._worker, args=(fetcher, entry), name=f"headrace-get-{number}")
-            for number in range(self._connections(entry))
-        ]
-        self._lanes = len(threads) - 1
-        for thread in threads:
-            thread.start()
+        alone = self._alone(entry)
+        pool = StreamPool(
+            fixed_requests=self._options.streams,
+            fixed_connections=1 if alone else self._options.connections,
+            warn=lambda message: self.warn(ROOT, message),
+        )
+        eager = self._single and not self._session.clear
+        crew = Crew(self._session, fetcher, self._outage, pool, alone=alone, eager=eager, halt=self._stopped)
+        planning = threading.Thread(target=self._plan, args=(fetcher, planner, entry, place), name="headrace-plan")
+        planning.start()
         try:
-            for thread in threads:
-                thread.join()
+            crew.run()
+            planning.join()
+        except BaseException:  # Ctrl-C, say
+            self.cancel()
+            crew.join()
+            planning.join()
+            raise
         finally:
-            if any(thread.is_alive() for thread in threads):  # an exception, Ctrl-C say, came out of join
-                self.cancel()
-                for thread in threads:
-                    thread.join()
             fetcher.abandon()
+        self._lanes = crew.most
         if fetcher.failure:
             raise fetcher.failure
         planner.finish(entry, created=place.created)
 
-    def _shares_control(self, entry: Entry) -> bool:
+    def _alone(self, entry: Entry) -> bool:
         """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""
         if self._session.agreed.version < PHASE_BULK:
             return True
         return self._single and entry.size <= SMALL_TRANSFER and not self._session.clear
 
-    def _connections(self, entry: Entry) -> int:
-        if self._shares_control(entry):
-            return 1
-        if self._options.connections:
-            return self._options.connections
-        return min(2, os.cpu_count() or 1)
-
-    def _worker(self, fetcher: Fetcher, entry: Entry) -> None:
-        with fetcher.carrying():
-            lane = self._lane(entry)
-            try:
-                fetcher.work(lane)
-            finally:
-                self._session.release(lane)
-
-    def _lane(self, entry: Entry) -> Lane:
-        if not self._shares_control(entry):
-            return self._session.open_lane()
-        assert self._control is not None
-        return self._control
-
     def _plan(self, fetcher: Fetcher, planner: Planner, entry: Entry, place: _Place) -> None:
         with fetcher.carrying():
-            for job in planner.jobs(entry, place.path, self._control):
+            for job in planner.jobs(entry, place.path):
                 if not fetcher.queue.put(job):
                     return
             self._planned()
@@ -232,7 +217,7 @@ class Transfer:
         """A file changed while it was read: look at it again, keep what still matches."""
         self._stopped.wait(RETRY_PAUSE * job.attempt)
         try:
-            entry = self._session.stat(job.source)
+            entry = self._outage.bear(lambda: self._session.stat(job.source))
             if entry.kind != "f":
                 raise NotFoundError(f"{job.source} is no file any more")
         except FILE_ERRORS as why:
@@ -250,7 +235,7 @@ class Transfer:
 
     def _plan_alone(self, planner: Planner, entry: Entry, place: _Place) -> None:
         """--dry-run: the same plan, nothing written."""
-        for job in planner.jobs(entry, place.path, None):
+        for job in planner.jobs(entry, place.path):
             self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "would-fetch"})
         self._planned()
 

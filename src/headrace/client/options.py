@@ -22,7 +22,9 @@ class Links(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GetOptions:
-    """connections: how many for chunks; None chooses. buffers: memory for chunks, in bytes.
+    """connections: how many for chunks; None chooses. streams: chunk requests in flight, on all of them together; None
+    adapts to the path. retry_for: seconds for which a host may be gone in the middle of it; 0: not at all.
+    buffers: memory for chunks, in bytes.
 
     data_plane: `tls`, or `clear`: chunks are not encrypted, only checked. The host must allow it.
     io: how files are written: `auto`, or one of storage.platform.CHOICES.
@@ -35,6 +37,8 @@ class GetOptions:
     links: Links = Links.SAFE
     checksum: bool = False
     connections: int | None = None
+    streams: int | None = None
+    retry_for: float = 60.0
     buffers: int = DEFAULT_LIMIT
     data_plane: str = "tls"
     io: str = "auto"

@@ -9,9 +9,10 @@ from typing import Protocol
 
 from headrace.client.filters import Filters
 from headrace.client.options import GetOptions, Links
+from headrace.client.outage import Outage
 from headrace.client.session import Session
+from headrace.client.walk import Walk
 from headrace.engine.fetch import FILE_ERRORS, resolve_different
-from headrace.engine.lane import Lane
 from headrace.engine.plan import Action, OnExist, decide
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
@@ -52,8 +53,10 @@ class Planner:
         options: GetOptions,
         progress: Progress,
         told: Told,
+        outage: Outage,
     ) -> None:
         self._session = session
+        self._outage = outage
         self._source = source
         self._destination = destination
         self._options = options
@@ -64,13 +67,13 @@ class Planner:
         self._directories: list[tuple[RelPath, int | None, int]] = []
         self._links: list[tuple[RelPath, bytes, int]] = []
 
-    def jobs(self, entry: Entry, dest: RelPath, lane: Lane | None) -> Iterator[Job]:
+    def jobs(self, entry: Entry, dest: RelPath) -> Iterator[Job]:
         """The jobs of the transfer, as the host lists them. entry: of the source, a file (which becomes `dest`) or a
-        directory. lane: to walk on; None: the session's own."""
+        directory."""
         if entry.kind == "f":
             yield from self._file(self._source, dest, entry)
             return
-        for directory, entries, error in self._session.walk(self._source, lane):
+        for directory, entries, error in Walk(self._session, self._source, self._outage).parts():
             here = directory.relative_to(self._source)
             if error and not self._filters.excludes_directory(here):
                 self._told.failed_path(here, error)

@@ -174,6 +174,11 @@ class Session:
                     self.control = self.open_lane()
                     self.release(lane)
 
+    def healthy_control(self) -> Lane:
+        """The control lane, one that works as far as it is known."""
+        with self.use() as lane:
+            return lane
+
     @contextlib.contextmanager
     def _on(self, lane: Lane | None) -> Iterator[Lane]:
         """The given lane for one exchange, or the control lane. A given one that broke is not replaced: its owner has

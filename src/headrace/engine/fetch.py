@@ -1,4 +1,4 @@
-"""Fetches the chunks of many files over a few lanes: the workers, and what becomes of each job."""
+"""What becomes of each file of a transfer: opened, compared, put together from its chunks, finished or failed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from headrace.engine.buffers import Buffers
 from headrace.engine.exchange import Exchange
 from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
-from headrace.engine.progress import Lane as Counters
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
 from headrace.errors import (
+    ConnectionLostError,
     DestinationExistsError,
     DifferentError,
     HeadraceError,
@@ -32,7 +32,6 @@ from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error,
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
-from headrace.transport.framed import PIECE
 
 MAX_REQUESTS: Final = 64  # in flight on one lane
 MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
@@ -65,7 +64,7 @@ class Reports(Protocol):
 
 
 class Fetcher:
-    """Owns the queue and what happens to each job in it. Thread-safe; `work` runs on one thread for each lane."""
+    """Owns the queue and what happens to each job in it. Thread-safe; see engine.worker for who works on it."""
 
     def __init__(
         self,
@@ -79,10 +78,10 @@ class Fetcher:
         on_exist: OnExist,
     ) -> None:
         self._destination = destination
-        self._exchange = exchange
-        self._buffers = buffers
+        self.exchange = exchange
+        self.buffers = buffers
         self._version = version
-        self._progress = progress
+        self.progress = progress
         self._reports = reports
         self._on_exist = on_exist
         self.queue = WorkQueue(self._expand)
@@ -91,12 +90,7 @@ class Fetcher:
         self._failing = threading.Lock()
         self._open_partials: set[Partial] = set()
 
-    # ---- the workers -------------------------------------------------------------------------------------------
-
-    def work(self, lane: Lane) -> None:
-        """Keeps requests in flight on `lane` until the queue ends."""
-        with self.carrying():
-            self._work(lane)
+    # ---- the end ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[None]:
@@ -118,91 +112,6 @@ class Fetcher:
         for partial in self._open_partials:
             partial.close()
 
-    def _work(self, lane: Lane) -> None:
-        window: deque[Task] = deque()
-        try:
-            self._keep_busy(lane, window)
-        finally:
-            if window:  # the lane failed; whoever else uses it must find that out, not wait for it
-                lane.lock.release()
-
-    def _keep_busy(self, lane: Lane, window: deque[Task]) -> None:
-        """Holds `lane.lock` as long as there is something in `window`."""
-        counters = self._progress.lane()
-        again: deque[Task] = deque()  # on this lane: from the same stream the host takes it as a sign to look anew
-        asked = 0
-        filling = True
-        while True:
-            # Refilled when half is answered: then many small requests leave together.
-            filling = len(window) < MAX_REQUESTS if filling else len(window) <= MAX_REQUESTS // 2
-            work: Work | None = None
-            if filling:
-                work = again.popleft() if again else self.queue.take(idle=not window, room=MAX_BYTES - asked)
-            if isinstance(work, Exclusive):
-                with lane.lock:
-                    self._compare(work.job, lane)
-            elif work is not None:
-                if not self._begin(work.job):
-                    continue
-                if not window:
-                    lane.lock.acquire()
-                window.append(work)
-                asked += work.length
-                job = work.job
-                self._exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
-            elif window:
-                lane.wait()
-                task = window[0]
-                # What goes to a part file piece by piece needs no more room than one, which stays in the cache.
-                room = min(task.length, PIECE) if task.job.partial else task.length
-                with self._buffers.acquire(room) as buffer:
-                    again.extend(self._receive(window[0], lane, buffer, counters))
-                asked -= window.popleft().length
-                if not window:
-                    lane.lock.release()
-            else:
-                return
-
-    def _receive(self, task: Task, lane: Lane, buffer: memoryview, counters: Counters) -> list[Task]:
-        """What has to be asked for once more."""
-        job = task.job
-        partial = job.partial
-        broken: list[LocalFileError] = []
-
-        def write(position: int, piece: memoryview) -> None:
-            counters.bytes_received += len(piece)
-            if counters.bytes_received == len(piece):
-                self._progress.first_byte()
-            if partial and not broken:
-                try:
-                    partial.write(task.offset + position, piece)
-                except LocalFileError as why:
-                    broken.append(why)  # raised below: the rest of the payload has to leave the lane first
-
-        retry: list[Task] = []
-        error: HeadraceError | None = None
-        try:
-            digest, zero = self._exchange.receive(lane, task.length, buffer, write)
-            if broken:
-                raise broken[0]
-            if partial:
-                if zero:
-                    partial.write_zeros(task.offset, task.length)
-                partial.commit(task.index, digest)
-            else:
-                self._write_whole(job, memoryview(bytes(task.length)) if zero else buffer[: task.length])
-        except IntegrityError as why:
-            if broken:
-                error = broken[0]
-            elif task.attempt == 1 and job.error is None:
-                retry = [Task(job, task.index, task.offset, task.length, attempt=2)]
-            else:
-                error = why
-        except FILE_ERRORS as why:
-            error = why
-        self._settle(job, error)
-        return retry
-
     # ---- the life of a job -------------------------------------------------------------------------------------
 
     def _expand(self, job: Job) -> Iterable[Work]:
@@ -215,14 +124,14 @@ class Fetcher:
             if job.compare:
                 return [Exclusive(job)]
             if job.size == 0:
-                self._write_whole(job, memoryview(b""))
-                self._settle(job, None, began=False)
+                self.write_whole(job, memoryview(b""))
+                self.settle(job, None, began=False)
                 return []
             if job.single:
                 return [Task(job, 0, 0, job.size)]
             return self._open(job)
         except FILE_ERRORS as why:
-            self._settle(job, why, began=False)
+            self.settle(job, why, began=False)
             return []
 
     def _open(self, job: Job) -> Iterable[Work]:
@@ -239,9 +148,9 @@ class Fetcher:
         """Tasks for the chunks that are not there yet; finishes the job when there are none."""
         partial = job.partial
         assert partial is not None
-        self._progress.reused(sum(chunk_range(job.size, index)[1] for index in partial.verified))
+        self.progress.reused(sum(chunk_range(job.size, index)[1] for index in partial.verified))
         if partial.complete:
-            self._settle(job, None, began=False)
+            self.settle(job, None, began=False)
             return []
         return (
             Task(job, index, *chunk_range(job.size, index))
@@ -249,14 +158,22 @@ class Fetcher:
             if index not in partial.verified
         )
 
-    def _begin(self, job: Job) -> bool:
+    def begin(self, job: Job) -> bool:
+        """A chunk of the job is about to be asked for. False: it is of no use any more."""
         with job.lock:
             if job.over or job.error:
                 return False
             job.in_flight += 1
             return True
 
-    def _settle(self, job: Job, error: HeadraceError | None, *, began: bool = True) -> None:
+    def give_back(self, asked: Iterable[Task], waiting: Iterable[Task]) -> None:
+        """A lane broke: what was asked for on it, and what still waited, goes back into the queue."""
+        asked = list(asked)
+        for task in asked:
+            self.settle(task.job, None)
+        self.queue.push([task for task in (*asked, *waiting) if not task.job.over])
+
+    def settle(self, job: Job, error: HeadraceError | None, *, began: bool = True) -> None:
         """A request of the job ended, or (began=False) something before its first. Ends the job where it is over."""
         with job.lock:
             job.in_flight -= began
@@ -276,7 +193,8 @@ class Fetcher:
             self._open_partials.discard(job.partial)
         self.queue.finished()
 
-    def _write_whole(self, job: Job, content: memoryview) -> None:
+    def write_whole(self, job: Job, content: memoryview) -> None:
+        """The job's only chunk is its whole file."""
         entry = job.entry
         self._destination.write_whole(
             job.dest, content, mode=entry.mode, mtime_ns=entry.mtime_ns, replace=job.replace, sparse=entry.sparse
@@ -286,7 +204,7 @@ class Fetcher:
     def _finish(self, job: Job) -> None:
         if job.partial:
             job.partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
-        self._progress.file_done()
+        self.progress.file_done()
         self._reports.fetched(job)
 
     def _fail_job(self, job: Job, error: HeadraceError) -> None:
@@ -298,13 +216,16 @@ class Fetcher:
         if isinstance(error, SourceChangedError) and job.attempt < MAX_ATTEMPTS:
             self.retries.append(job)
             return
-        self._progress.file_failed()
+        self.progress.file_failed()
         self._reports.failed(job, error)
 
     # ---- comparing with what is here ---------------------------------------------------------------------------
 
-    def _compare(self, job: Job, lane: Lane) -> None:
-        """With a lane to itself: compares the file at the destination, or an outdated part file, with the host's."""
+    def compare(self, job: Job, lane: Lane) -> None:
+        """With a lane to itself: compares the file at the destination, or an outdated part file, with the host's.
+
+        Raises ConnectionLostError; it is to be done on another lane then.
+        """
         work: Iterable[Work] = ()
         try:
             if job.compare:
@@ -316,19 +237,22 @@ class Fetcher:
                         job.partial.adopt(index, digest)
                 work = self._missing(job)
         except FILE_ERRORS as why:
-            self._settle(job, why, began=False)
+            self.settle(job, why, began=False)
+        except ConnectionLostError:
+            self.queue.push([Exclusive(job)])
+            raise
         self.queue.push(work)
 
     def _compare_file(self, job: Job, lane: Lane) -> Iterable[Work]:
         remote = self._remote_hashes(job, lane)
-        with self._buffers.acquire(CHUNK_SIZE) as buffer:
+        with self.buffers.acquire(CHUNK_SIZE) as buffer:
             equal = self._destination.consists_of(job.dest, job.size, remote, buffer)
         if equal:
             self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
             with job.lock:
                 job.over = True
-            self._progress.reused(job.size)
-            self._progress.file_done()
+            self.progress.reused(job.size)
+            self.progress.file_done()
             self._reports.same(job)
             self.queue.finished()
             return []
@@ -359,10 +283,10 @@ class Fetcher:
 
     def _baseline_hash(self, job: Job, lane: Lane, index: int) -> bytes:
         offset, length = chunk_range(job.size, index)
-        self._exchange.request(lane, job.source, job.entry.version, offset, length)
+        self.exchange.request(lane, job.source, job.entry.version, offset, length)
         lane.wait()
-        with self._buffers.acquire(length) as buffer:
-            return self._exchange.receive(lane, length, buffer, None)[0]
+        with self.buffers.acquire(length) as buffer:
+            return self.exchange.receive(lane, length, buffer, None)[0]
 
 
 def resolve_different(job: Job, on_exist: OnExist, destination: Destination) -> None:

@@ -37,23 +37,26 @@ class StreamPool:
     requests: how many should be in flight, on all connections together, 4 to 256. reason: why a number last changed:
     start, forced, bdp, bufferbloat, held, recovered, probe, route, no-rtt or climb.
 
-    chunk_size: bytes that one request asks for. streams: a forced number of connections; nothing adapts then.
+    chunk_size: bytes that one request asks for. fixed_requests, fixed_connections: that number stays what it is.
     warn: hears of a queue that is too long, at most once a minute.
     """
 
     def __init__(
-        self, *, chunk_size: int = CHUNK_SIZE, streams: int | None = None, warn: Callable[[str], None] | None = None
+        self,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        fixed_requests: int | None = None,
+        fixed_connections: int | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
-        if chunk_size < 1 or (streams is not None and streams < 1):
-            raise ValueError("chunk size and streams are at least 1")
+        if min(chunk_size, fixed_requests or 1, fixed_connections or 1) < 1:
+            raise ValueError("a size or a number under 1")
         self._chunk_size = chunk_size
-        self._forced = streams
+        self._fixed_requests = fixed_requests
+        self._fixed_connections = fixed_connections
         self._warn = warn
-        self.requests = START_REQUESTS
-        self.reason = "start"
-        if streams is not None:
-            self.requests = min(MAX_REQUESTS, max(START_REQUESTS, MIN_REQUESTS * streams))
-            self.reason = "forced"
+        self.requests = fixed_requests or START_REQUESTS
+        self.reason = "forced" if fixed_requests else "start"
         self._now = -math.inf
         self._rtts = RoundTrips()
         self._rates = Rates()
@@ -73,8 +76,8 @@ class StreamPool:
 
     @property
     def connections(self) -> int:
-        """How many connections they should be spread over: 1 to 8, or the forced number."""
-        return self._forced or self._climb.connections
+        """How many connections they should be spread over: 1 to 8, or the number that was fixed."""
+        return self._fixed_connections or min(self._climb.connections, self.requests)
 
     @property
     def baseline_rtt(self) -> float | None:
@@ -97,11 +100,12 @@ class StreamPool:
         self._now = now
         fresh = self._rtts.add(now, rtt, keep=self._cannot_drain())
         self._rates.add(now, bytes_delivered, self._rtts.recent or 0.0)
-        if self._forced is not None:
-            return
         if fresh is not None:
             self._over = self._over + 1 if self._bloated(fresh) else 0
-        self._decide(now)
+        if not self._fixed_requests:
+            self._decide(now)
+        if self._fixed_connections:
+            return
         if self._probe:
             self._climb.epoch = None  # it would measure the probe
         elif self._climb.observe(now, bytes_delivered, self._rtts.recent or 0.0, self.requests, self._over > 0):

@@ -85,6 +85,11 @@ class Progress:
             if self._totals.first_byte is None:
                 self._totals.first_byte = self.clock() - self._started
 
+    def received(self) -> int:
+        """Bytes received so far, by all workers."""
+        with self._lock:
+            return sum(lane.bytes_received for lane in self._lanes)
+
     def totals(self) -> Totals:
         with self._lock:
             now = self._totals

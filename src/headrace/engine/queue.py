@@ -126,11 +126,23 @@ class WorkQueue:
             self._changed.wait_for(lambda: not self._unfinished or self._cancelled, timeout)
             return not self._unfinished or self._cancelled
 
-    def take(self, *, idle: bool, room: int) -> Work | None:
+    def wake(self) -> None:
+        """Whoever waits looks again whether it is to leave."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do, or nobody is to do it."""
+        with self._changed:
+            return self._cancelled or (self._closed and not self._unfinished)
+
+    def take(self, *, idle: bool, room: int, leaves: Callable[[], bool] = lambda: False) -> Work | None:
         """The next piece of work, or None: there is none now, or (where `idle`) there will be none any more.
 
         idle: the caller has no request in flight; it waits for work, and only it is given Exclusive work. room: the
-        most bytes that the caller may ask for now; an idle caller gets any size.
+        most bytes that the caller may ask for now; an idle caller gets any size. leaves: whether the caller is to go
+        instead of waiting; asked again after `wake`.
         """
         while True:
             with self._changed:
@@ -152,7 +164,7 @@ class WorkQueue:
                         if len(self._jobs) == MAX_WAITING - 1:
                             self._changed.notify_all()
                         break
-                    if not idle or (self._closed and not self._unfinished):
+                    if not idle or (self._closed and not self._unfinished) or leaves():
                         return None
                     self._changed.wait(1.0)
             # Opening and preallocating a large file takes a while: not under the lock.

@@ -1,0 +1,193 @@
+"""The lanes of a transfer: how many there are, what each may ask for, and new ones for those that break."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from headrace.client.outage import Outage
+from headrace.client.session import Session
+from headrace.engine.fetch import Fetcher
+from headrace.engine.lane import Lane
+from headrace.engine.pool import StreamPool
+from headrace.engine.progress import Lane as Counters
+from headrace.engine.worker import Worker
+from headrace.errors import ConnectionLostError
+
+log = logging.getLogger("headrace.get")
+
+TICK: Final = 0.05  # seconds between two looks at what was delivered
+FIRST_ROOM: Final = 1  # chunks in flight on the control lane, while the others are being opened
+
+
+@dataclass(eq=False)
+class _Member:
+    """One worker's thread. control: it uses the control lane, and has no lane of its own."""
+
+    counters: Counters
+    control: bool = False
+    leaves: threading.Event = field(default_factory=threading.Event)
+    lane: Lane | None = None
+    thread: threading.Thread | None = None
+
+
+class Crew:
+    """Runs a fetcher's workers until its queue is empty or the transfer failed.
+
+    alone: the control lane does it all. eager: it begins with the first chunk while further lanes are being opened.
+    pool: how many lanes there are to be, and how much they ask for together. halt: set when the transfer failed, so
+    that nobody waits for the host any longer.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        fetcher: Fetcher,
+        outage: Outage,
+        pool: StreamPool,
+        *,
+        alone: bool = False,
+        eager: bool = False,
+        halt: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._fetcher = fetcher
+        self._outage = outage
+        self._pool = pool
+        self._alone = alone
+        self._eager = eager
+        self._halt = halt
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._members: list[_Member] = []
+        self._ended = threading.Condition(self._lock)
+        self._delivered = 0
+        self._reason = pool.reason
+        self.most = 0  # lanes at once
+
+    def run(self) -> None:
+        """Blocks until every worker ended. What went wrong is in `fetcher.failure`."""
+        if self._alone or self._eager:
+            self._hire(control=True)
+        while True:
+            self._adjust()
+            with self._ended:
+                if not self._members:
+                    return
+                self._ended.wait(TICK)
+            if self._fetcher.failure:
+                self._halt.set()
+            self._look()
+
+    def join(self) -> None:
+        """Blocks until every worker ended, after the transfer was cancelled."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._members)
+
+    # ---- how many -----------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[_Member]:
+        with self._lock:
+            return list(self._members)
+
+    def _look(self) -> None:
+        """One measurement for the pool; bytes end an outage."""
+        delivered = self._fetcher.progress.received()
+        if delivered != self._delivered:
+            self._delivered = delivered
+            self._outage.over()
+        rtts = [lane.messages.stream.rtt() for member in self._all() if (lane := member.lane)]
+        self._pool.observe(self._clock(), delivered, min((rtt for rtt in rtts if rtt), default=None))
+        if self._pool.reason != self._reason:
+            self._reason = self._pool.reason
+            log.info(
+                "%d requests in flight on %d connections (%s)",
+                self._pool.requests,
+                self._pool.connections,
+                self._reason,
+            )
+
+    def _adjust(self) -> None:
+        if self._fetcher.queue.over or self._alone:
+            return
+        staying = [member for member in self._all() if not member.leaves.is_set() and not member.control]
+        for _ in range(self._pool.connections - len(staying)):
+            self._hire()
+        for member in staying[self._pool.connections :]:
+            member.leaves.set()
+            self._fetcher.queue.wake()
+
+    def _room(self, member: _Member) -> int:
+        if member.control and not self._alone:
+            return FIRST_ROOM
+        with self._lock:
+            lanes = sum(not other.leaves.is_set() for other in self._members)
+        return max(1, math.ceil(self._pool.requests / max(1, lanes)))
+
+    # ---- a worker's thread ---------------------------------------------------------------------------------------
+
+    def _hire(self, *, control: bool = False) -> None:
+        member = _Member(self._fetcher.progress.lane(), control=control)
+        with self._lock:
+            self._members.append(member)
+            number = len(self._members)
+            own = [other for other in self._members if not other.control]
+            self.most = max(self.most, len(own), int(self._alone))
+        member.thread = threading.Thread(target=self._run, args=(member,), name=f"headrace-get-{number}")
+        member.thread.start()
+
+    def _run(self, member: _Member) -> None:
+        try:
+            with self._fetcher.carrying():
+                self._work(member)
+        finally:
+            with self._ended:
+                self._members.remove(member)
+                self._ended.notify_all()
+
+    def _work(self, member: _Member) -> None:
+        """One lane after another, as long as they break and there is something to do."""
+        attempt = 0
+        while not self._done(member):
+            before = member.counters.bytes_received
+            try:
+                self._use_one_lane(member)
+                return
+            except ConnectionLostError as why:
+                if self._done(member):
+                    return
+                attempt = 0 if member.counters.bytes_received > before else attempt + 1
+                self._outage.again(why, attempt)
+
+    def _done(self, member: _Member) -> bool:
+        return self._fetcher.queue.over or member.leaves.is_set()
+
+    def _use_one_lane(self, member: _Member) -> None:
+        lane = self._session.healthy_control() if member.control else self._session.open_lane()
+        member.lane = lane
+        try:
+            if not member.control:
+                self._relieve()
+            worker = Worker(
+                self._fetcher,
+                lane,
+                member.counters,
+                room=lambda: self._room(member),
+                leaves=member.leaves.is_set,
+            )
+            worker.run()
+        finally:
+            member.lane = None
+            self._session.release(lane)
+
+    def _relieve(self) -> None:
+        """A lane for chunks stands: the control lane is for questions again."""
+        for member in self._all():
+            if member.control:
+                member.leaves.set()
