@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -323,6 +324,9 @@ def test_what_a_broken_lane_had_in_flight_comes_over_another(fetching: Fetching,
         request = fetching.asked()
     fetching.host.say(Chunk(request.id - 3, hash_bytes(b"small")), b"small")
     fetching.host.say(Chunk(request.id - 2, hash_bytes(NOISE[:CHUNK_SIZE])), NOISE[:CHUNK_SIZE])
+    until = time.monotonic() + PATIENCE
+    while fetching.progress.received() < CHUNK_SIZE + 10:
+        assert time.monotonic() < until
     fetching.host.stream.cut()
     with pytest.raises(ConnectionLostError):
         work.result(PATIENCE)

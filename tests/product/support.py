@@ -458,6 +458,10 @@ class Gate:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Breaks every connection, and takes new ones."""
         with self._changed:
             socks = set(self._socks)
         for sock in socks:

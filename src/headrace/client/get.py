@@ -177,7 +177,7 @@ class Transfer:
             fixed_connections=1 if alone else self._options.connections,
             warn=lambda message: self.warn(ROOT, message),
         )
-        eager = self._single and not self._session.clear
+        eager = self._single and not self._session.clear and self._options.connections is None
         crew = Crew(self._session, fetcher, self._outage, pool, alone=alone, eager=eager, halt=self._stopped)
         planning = threading.Thread(target=self._plan, args=(fetcher, planner, entry, place), name="headrace-plan")
         planning.start()

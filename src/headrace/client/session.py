@@ -187,10 +187,11 @@ class Session:
             with self.use() as control:
                 yield control
             return
-        with lane.lock:
-            if not lane.idle:
-                raise ConnectionLostError("the connection broke in the middle of an answer")
+        lane.acquire()
+        try:
             yield lane
+        finally:
+            lane.lock.release()
 
     def release(self, lane: Lane) -> None:
         """Closes a lane that `open_lane` gave; the control lane stays."""

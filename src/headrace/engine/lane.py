@@ -21,10 +21,17 @@ class Lane:
         self._unsent: list[Message] = []
         self._arrived: tuple[Message, int] | None = None
 
+    def acquire(self) -> None:
+        """Takes `lock`. Raises ConnectionLostError where whoever had it last left the lane of no use."""
+        self.lock.acquire()
+        if not self.idle:
+            self.lock.release()
+            raise ConnectionLostError("the connection broke in the middle of an answer")
+
     @property
     def idle(self) -> bool:
         """Whether every answer was read. A lane that was left in the middle of one is of no further use."""
-        return not self._pending
+        return not self._pending and self.messages.idle
 
     def next_id(self) -> int:
         """The id for the next request; it must be posted before another one is numbered."""

@@ -63,13 +63,12 @@ class Worker:
             filling = len(window) < MAX_REQUESTS if filling else len(window) <= MAX_REQUESTS // 2
             work = self._next(asked) if filling else None
             if isinstance(work, Exclusive):
-                with lane.lock:
-                    fetcher.compare(work.job, lane)
+                self._compare(work)
             elif work is not None:
                 if not fetcher.begin(work.job):
                     continue
                 if not window:
-                    lane.lock.acquire()
+                    self._acquire(work)
                 window.append(work)
                 asked += work.length
                 job = work.job
@@ -86,6 +85,24 @@ class Worker:
                     lane.lock.release()
             else:
                 return
+
+    def _acquire(self, work: Task) -> None:
+        try:
+            self._lane.acquire()
+        except ConnectionLostError:
+            self._fetcher.give_back([work], ())
+            raise
+
+    def _compare(self, work: Exclusive) -> None:
+        try:
+            self._lane.acquire()
+        except ConnectionLostError:
+            self._fetcher.queue.push([work])
+            raise
+        try:
+            self._fetcher.compare(work.job, self._lane)
+        finally:
+            self._lane.lock.release()
 
     def _next(self, asked: int) -> Work | None:
         if self._again:

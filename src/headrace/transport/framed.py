@@ -36,6 +36,11 @@ class MessageStream:
         self._decoder.limits = SESSION_LIMITS
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was received was taken, payloads too."""
+        return self._decoder.idle
+
+    @property
     def unknown_messages(self) -> int:
         return self._decoder.unknown_messages
 
