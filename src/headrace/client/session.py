@@ -49,7 +49,8 @@ from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Bucket
-from headrace.transport.tcp import STALL_TIMEOUT, TcpConnection
+from headrace.transport.tcp import STALL_TIMEOUT
+from headrace.transport.tcp_client import TcpConnection
 from headrace.transport.trust import Pins
 
 log = logging.getLogger("headrace.client")
