@@ -107,6 +107,10 @@ class ConnectionLostError(HeadraceError):
     default_hint = "Run the same command again to resume."
 
 
+class EndedByHostError(ConnectionLostError):
+    """The host said that it ends the connection: trying again at once would change nothing."""
+
+
 class NoCommonVersionError(HeadraceError):
     """The two sides speak no common protocol version."""
 

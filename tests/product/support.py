@@ -59,6 +59,10 @@ os.execv(sys.executable, [sys.executable, "-m", "headrace", *sys.argv[1:]])
 """
 
 
+# A host that was killed is not waited for, unless a test is about that.
+NO_RETRY: Final = {"HEADRACE_RETRY_FOR": "0"}
+
+
 class Headrace:
     """One `python -m headrace` process. A context manager that kills what is left of it.
 
@@ -80,8 +84,7 @@ class Headrace:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # A host that was killed is not waited for, unless a test is about that.
-            env={**base, "HEADRACE_HOME": str(home), "HEADRACE_RETRY_FOR": "0", **(env or {})},
+            env={**base, **NO_RETRY, "HEADRACE_HOME": str(home), **(env or {})},
             cwd=cwd,
         )
         self.pid = self._process.pid
@@ -323,7 +326,7 @@ def call(*arguments: str, home: Path, env: Mapping[str, str] | None = None) -> O
     started = time.monotonic()
     try:
         with (
-            mock.patch.dict(os.environ, {**ours, "HEADRACE_HOME": str(home), **(env or {})}, clear=True),
+            mock.patch.dict(os.environ, {**ours, **NO_RETRY, "HEADRACE_HOME": str(home), **(env or {})}, clear=True),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from headrace.errors import ConnectionLostError
+from headrace.errors import ConnectionLostError, EndedByHostError
 
 log = logging.getLogger("headrace.get")
 
@@ -51,7 +51,9 @@ class Outage:
 
     def again(self, why: ConnectionLostError, attempt: int) -> None:
         """Blocks until it is time for another attempt, the `attempt`th after a success. Raises `why` when the host was
-        gone for too long, or somebody wants to stop."""
+        gone for too long or ended it on purpose, or somebody wants to stop."""
+        if isinstance(why, EndedByHostError):
+            raise why
         now = self._clock()
         with self._lock:
             if self._began is None:

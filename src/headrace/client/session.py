@@ -48,7 +48,7 @@ from headrace.protocol.messages import (
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
 from headrace.transport.framed import MessageStream
-from headrace.transport.pacing import Bucket
+from headrace.transport.pacing import Limit
 from headrace.transport.tcp import STALL_TIMEOUT
 from headrace.transport.tcp_client import TcpConnection
 from headrace.transport.trust import Pins
@@ -95,7 +95,8 @@ class Session:
     ) -> Session:
         """Connects to the target's share; pairs with the code at first contact, later shows the credential.
 
-        limit_rate: bytes a second that all its streams together may receive; `connection.limit` changes it later.
+        limit_rate: bytes a second that all its streams together may receive, and as many that they may send;
+        `connection.limit.rate` changes it later.
 
         Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
         """
@@ -109,7 +110,7 @@ class Session:
             )
         pins = Pins(home or config.home())
         pin = pins.get(code.share)
-        address, limit = (target.host, target.port), Bucket(limit_rate)
+        address, limit = (target.host, target.port), Limit(limit_rate)
         if pin and pin.is_for(code):
             credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
             connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share, limit)
@@ -315,7 +316,7 @@ def _nameable(directory: RelPath, entries: Entries) -> Entries:
     return entries if room >= MAX_NAME else [entry for entry in entries if len(entry.name) <= room]
 
 
-def _dial(address: tuple[str, int], pin: bytes | None, share: str, limit: Bucket) -> TcpConnection:
+def _dial(address: tuple[str, int], pin: bytes | None, share: str, limit: Limit) -> TcpConnection:
     try:
         return TcpConnection(address, pin=pin, limit=limit)
     except CertificateChangedError as why:

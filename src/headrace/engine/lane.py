@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from headrace.errors import ConnectionLostError, ProtocolError, printable
+from headrace.errors import ConnectionLostError, EndedByHostError, ProtocolError, printable
 from headrace.protocol.messages import Chunk, Data, Error, Goodbye, Message
 from headrace.transport.framed import MessageStream
 
@@ -69,9 +69,9 @@ class Lane:
         message, payload = self.messages.expect()
         answers = getattr(message, "id", None)
         if isinstance(message, Error) and answers == 0:
-            raise ConnectionLostError(f"the host ended the connection: {printable(message.message)}")
+            raise EndedByHostError(f"the host ended the connection: {printable(message.message)}")
         if isinstance(message, Goodbye):
-            raise ConnectionLostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")
+            raise EndedByHostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")
         if not self._pending or answers != self._pending[0]:
             raise ProtocolError("the host answered something that it was not asked")
         if payload and not isinstance(message, (Chunk, Data)):
