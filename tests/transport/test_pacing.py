@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.protocol.messages import KIB, MIB
-from headrace.transport.pacing import Bucket, Pace
+from headrace.transport.pacing import Bucket, Limit, Pace, pace
 
 
 class Clock:
@@ -81,7 +81,7 @@ def test_no_100_ms_hold_more_than_twice_the_rate(rate: float, piece: int) -> Non
 def test_what_was_not_used_is_not_lost(rate: float, piece: int, use: float) -> None:
     clock = Clock()
     piece = max(piece, int(rate / 100), 256)
-    sent = send(bucket(rate, clock), clock, 5.0, piece, use)
+    sent = send(bucket(rate, clock), clock, 2.0, piece, use)
     assert sum(size for _, size in sent) == pytest.approx(rate * (clock.now - 100.0), rel=0.03, abs=2 * KIB)
 
 
@@ -153,3 +153,56 @@ def test_the_tighter_of_two_limits_holds_and_the_other_is_not_charged_for_it() -
     begin = clock.now
     other = sum(size for _, size in send(everybody, clock, 5.0, 256 * KIB))
     assert other == pytest.approx(10 * MIB * (clock.now - begin), rel=0.03)
+
+
+def test_a_limit_that_was_lifted_leaves_no_debt() -> None:
+    clock = Clock()
+    limit = bucket(KIB, clock)
+
+    def lift() -> None:
+        limit.rate = None
+
+    clock.on_sleep = lift
+    limit.pay(MIB)  # a thousand seconds' worth, let go at once
+    clock.on_sleep = lambda: None
+    limit.rate = MIB
+    begin = clock.now
+    sent = send(limit, clock, 5.0, 64 * KIB)
+    assert sum(size for _, size in sent) == pytest.approx(MIB * (clock.now - begin), rel=0.03)
+
+
+def test_what_was_granted_before_is_no_burst_at_a_much_lower_rate() -> None:
+    """Whoever waits for a grant keeps its size when the rate falls."""
+    assert all(Bucket(rate * MIB).portion(10**12) <= 0.2 * MIB for rate in (5, 20, 60))
+
+
+class Pipe:
+    """All that pacing asks of a stream."""
+
+    pace_in: Pace | None = None
+    pace_out: Pace | None = None
+
+
+def test_a_limit_is_kept_in_each_direction_by_itself() -> None:
+    clock = Clock()
+    pipe, limit = Pipe(), Limit(MIB)
+    limit.inward, limit.outward = bucket(MIB, clock), bucket(MIB, clock)
+    pace(pipe, limit)
+    assert pipe.pace_in
+    assert pipe.pace_out
+    outward = sum(size for _, size in send(pipe.pace_out, clock, 5.0, 64 * KIB))
+    assert clock.now == pytest.approx(105.0, abs=0.1)
+    inward = sum(pipe.pace_in.grant(1000) for _ in range(10))  # the same five seconds let these through: DEPTH
+    assert clock.now == pytest.approx(105.0, abs=0.1)
+    assert outward == pytest.approx(5 * MIB, rel=0.03)
+    assert inward == 10_000
+
+
+def test_a_limit_has_one_rate() -> None:
+    limit = Limit(MIB)
+    limit.rate = None
+    assert (limit.rate, limit.inward.rate, limit.outward.rate) == (None, None, None)
+    limit.rate = KIB
+    assert (limit.rate, limit.inward.rate, limit.outward.rate) == (KIB, KIB, KIB)
+    with pytest.raises(ValueError, match="positive"):
+        limit.rate = 0

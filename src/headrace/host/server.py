@@ -26,7 +26,7 @@ from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
 from headrace.transport.identity import Identity
-from headrace.transport.pacing import Bucket
+from headrace.transport.pacing import Limit
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
 from headrace.transport.trust import Peers
 from headrace.transport.zerocopy import wants_clear
@@ -66,7 +66,7 @@ class ShareServer:
 
         data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
         all clients together. io: how files are read, see storage.platform.
-        limit_rate: bytes a second that are sent, all clients together; `limit.rate` changes it later.
+        limit_rate: bytes a second sent to all clients together, and as many received; `limit.rate` changes it later.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -74,7 +74,7 @@ class ShareServer:
         home = home or config.home()
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
-        self.limit = Bucket(limit_rate)
+        self.limit = Limit(limit_rate)
         self._io = platform_io(io)
         self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)

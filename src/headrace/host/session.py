@@ -22,7 +22,7 @@ from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
-from headrace.transport.pacing import Bucket, Pace
+from headrace.transport.pacing import Limit, pace
 from headrace.transport.tcp import STALL_TIMEOUT, TcpStream
 from headrace.transport.trust import Peers
 
@@ -46,7 +46,7 @@ class Share:
     hashes: HashCache = field(default_factory=HashCache)
     buffers: Buffers = field(default_factory=BufferPool)
     clear: bool = False
-    limit: Bucket | None = None
+    limit: Limit | None = None
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -91,7 +91,7 @@ def serve(stream: TcpStream, share: Share, address: str) -> None:
     """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
     messages = MessageStream(stream)
     if share.limit:
-        stream.pace_out = Pace(share.limit)
+        pace(stream, share.limit)
     try:
         stream.set_timeout(HANDSHAKE_TIMEOUT)
         stream.set_deadline(HANDSHAKE_TIMEOUT)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 DEPTH: Final = 0.05  # seconds of the rate that may be sent at once: no 100 ms ever hold more than 1.5 times the rate
 QUANTUM: Final = 0.02  # seconds of the rate that one caller gets at a time, so that many share it evenly
 SMALLEST: Final = 1024  # bytes; a grant is worth a system call even at a few KiB/s
+LARGEST: Final = 128 * 1024  # bytes; what was granted at a high rate is no burst when a low one begins meanwhile
+SHORTEST: Final = 0.002  # seconds of the rate; a grant at several GB/s may be larger than that
 
 
 class Bucket:
@@ -49,7 +51,8 @@ class Bucket:
         with self._state:
             self._fill()
             self._rate = rate
-            self._earned = min(self._earned, self._most())
+            # Whoever waits now may go when there is no limit any more, and leaves no debt to the next one.
+            self._earned = self._promised if rate is None else min(self._earned, self._most())
 
     def grant(self, wanted: int) -> int:
         """How many of `wanted` bytes may go now, at least one. Blocks until some may. What is not used is given back
@@ -61,13 +64,15 @@ class Bucket:
     def portion(self, wanted: int) -> int:
         """As much of `wanted` as one caller should take at a time. Does not block."""
         rate = self._rate
-        return wanted if rate is None else min(wanted, max(SMALLEST, int(rate * QUANTUM)))
+        if rate is None:
+            return wanted
+        return min(wanted, max(SMALLEST, int(min(rate * QUANTUM, max(LARGEST, rate * SHORTEST)))))
 
     def pay(self, count: int) -> None:
         """For `count` bytes that go now, or came already: blocks for as long as the limit says."""
+        if self._rate is None:  # the usual case takes no lock
+            return
         with self._state:
-            if self._rate is None:
-                return
             self._promised += count
             mine = self._promised
         while True:
@@ -120,3 +125,35 @@ class Pace:
         """As Bucket.refund."""
         for bucket in self._buckets:
             bucket.refund(unused)
+
+
+class Paced(Protocol):
+    """What can be paced: a Stream."""
+
+    pace_in: Pace | None
+    pace_out: Pace | None
+
+
+class Limit:
+    """A limit for both directions, of one stream or many: so many bytes a second in, and as many out. Thread-safe."""
+
+    def __init__(self, rate: float | None) -> None:
+        """rate: as Bucket's, for each direction. ValueError unless it is positive."""
+        self.inward = Bucket(rate)
+        self.outward = Bucket(rate)
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second in each direction; None: no limit. May be set at any time."""
+        return self.outward.rate
+
+    @rate.setter
+    def rate(self, rate: float | None) -> None:
+        self.inward.rate = rate
+        self.outward.rate = rate
+
+
+def pace(stream: Paced, *limits: Limit) -> None:
+    """From here on `stream` keeps to all of `limits`, and to no earlier ones."""
+    stream.pace_in = Pace(*(limit.inward for limit in limits))
+    stream.pace_out = Pace(*(limit.outward for limit in limits))

@@ -8,7 +8,7 @@ import threading
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, UnreachableError
 from headrace.transport import eyeballs
-from headrace.transport.pacing import Bucket, Pace
+from headrace.transport.pacing import Limit, pace
 from headrace.transport.tcp import CONNECT_TIMEOUT, TcpStream, client_context, is_loopback, tune
 
 
@@ -22,11 +22,11 @@ class TcpConnection:
         address: tuple[str, int],
         *,
         pin: bytes | None,
-        limit: Bucket | None = None,
+        limit: Limit | None = None,
         timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         """Dials the first stream. pin: the only fingerprint to accept; None accepts any and then stays with it.
-        limit: what all streams together may receive.
+        limit: what all streams together may receive, and send.
 
         Raises UnreachableError, CertificateChangedError.
         """
@@ -68,7 +68,7 @@ class TcpConnection:
             tune(sock, loopback=is_loopback(sock))
             stream = TcpStream(sock, self._context, server=False)
             if self.limit:
-                stream.pace_in = Pace(self.limit)
+                pace(stream, self.limit)
             stream.handshake(self._timeout)
             if not stream.speaks_headrace:
                 raise UnreachableError(f"what answers on {where} is not headrace")
