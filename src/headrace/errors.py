@@ -110,6 +110,8 @@ class ConnectionLostError(HeadraceError):
 class EndedByHostError(ConnectionLostError):
     """The host said that it ends the connection: trying again at once would change nothing."""
 
+    code = "ended"
+
 
 class NoCommonVersionError(HeadraceError):
     """The two sides speak no common protocol version."""

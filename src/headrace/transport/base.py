@@ -61,8 +61,16 @@ class Connection(Protocol):
     fingerprint: bytes  # SHA-256 of the certificate that the peer proved to own
     address: tuple[str, int]
 
-    def open_stream(self) -> Stream:
-        """A new stream to the same peer. Raises UnreachableError, CertificateChangedError."""
+    def open_stream(self, *, bulk: bool = False) -> Stream:
+        """A new stream to the same peer. bulk: it gives way to others. Raises UnreachableError, CertificateChangedError
+        and, where the connection itself broke, ConnectionLostError."""
 
     def abort(self) -> None:
-        """Aborts every stream that this connection opened."""
+        """Aborts every stream that this connection opened, and those that it will."""
+
+    def close(self) -> None:
+        """After its streams were closed: says goodbye, where the transport has one of its own."""
+
+    @property
+    def bytes_wire(self) -> int:
+        """Bytes on the wire so far, both directions, all streams."""

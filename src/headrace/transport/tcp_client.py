@@ -31,7 +31,7 @@ class TcpConnection:
         Raises UnreachableError, CertificateChangedError.
         """
         self.address = address
-        self.limit = limit
+        self.limit = limit or Limit(None)
         self._timeout = timeout
         self._context = client_context()
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class TcpConnection:
         self.fingerprint = self._first.fingerprint
         self._pin = self.fingerprint
 
-    def open_stream(self) -> TcpStream:
+    def open_stream(self, *, bulk: bool = False) -> TcpStream:
         with self._lock:
             stream, self._first = self._first, None
         return stream or self._dial()
@@ -67,8 +67,7 @@ class TcpConnection:
         try:
             tune(sock, loopback=is_loopback(sock))
             stream = TcpStream(sock, self._context, server=False)
-            if self.limit:
-                pace(stream, self.limit)
+            pace(stream, self.limit)
             stream.handshake(self._timeout)
             if not stream.speaks_headrace:
                 raise UnreachableError(f"what answers on {where} is not headrace")
@@ -107,6 +106,9 @@ class TcpConnection:
             streams = list(self._streams)
         for stream in streams:
             stream.abort()
+
+    def close(self) -> None:
+        """Nothing: every stream is a connection of its own."""
 
     @property
     def bytes_wire(self) -> int:

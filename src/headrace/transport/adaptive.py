@@ -1,0 +1,232 @@
+"""One peer over whichever transport reaches it: QUIC and TCP are raced, and what was chosen is told with its reason."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from headrace.errors import (
+    CertificateChangedError,
+    ConnectionLostError,
+    HeadraceError,
+    UnreachableError,
+)
+from headrace.transport.base import Connection, Stream
+
+log = logging.getLogger("headrace.transport")
+
+TCP: Final = "tcp"
+QUIC: Final = "quic"
+NEAR: Final = 0.005  # seconds of round trip: up to here TCP carries several times what QUIC does from Python
+HEAD_START: Final = 0.03  # seconds that QUIC has before TCP starts as well
+
+# Why TCP was used where QUIC was wanted, since the process started: for metrics.
+FALLBACKS: Final[Counter[str]] = Counter()
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a probe found: whether QUIC can be had, and how far the host is.
+
+    rtt: seconds; None where nothing answered. problem: a kind, one word, and a sentence's part; None where it is open.
+    """
+
+    rtt: float | None = None
+    problem: tuple[str, str] | None = None
+
+
+class AdaptiveConnection:
+    """Implements base.Connection. Thread-safe.
+
+    transport: what the connection began with. reason: why that one. fallback_reason: why not QUIC, where it could not
+    be had; None where it was not needed.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        dial: Mapping[str, Callable[[], Connection]],
+        probe: Callable[[], Reach],
+        *,
+        head_start: float = HEAD_START,
+    ) -> None:
+        """dial: by transport; blocks, and raises UnreachableError, CertificateChangedError. probe: blocks as long as an
+        answer can be expected. Both are called on threads of their own.
+
+        Raises what the last one to fail raised; CertificateChangedError at once.
+        """
+        self.address = address
+        self._dialers = dict(dial)
+        self._lock = threading.Lock()
+        self._connections: dict[str, Connection] = {}
+        self._retired: list[Connection] = []
+        self._opening = {name: threading.Lock() for name in dial}
+        self._aborted = False
+        self._reach: Reach | None = None
+        self.reason = ""
+        self.fallback_reason: str | None = None
+        first = self._race(probe, head_start) if len(dial) > 1 else self._forced()
+        self.transport = first.transport
+        self.fingerprint = first.fingerprint
+
+    # ---- the race --------------------------------------------------------------------------------------------------
+
+    def _forced(self) -> Connection:
+        ((name, dial),) = self._dialers.items()
+        self.reason = "it was asked for"
+        return self._keep(name, dial())
+
+    def _race(self, probe: Callable[[], Reach], head_start: float) -> Connection:
+        """The probe says within a round trip whether QUIC can be had and whether it is worth it; TCP starts a moment
+        later in any case."""
+        told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+        _on_thread("headrace-probe", lambda: told.put(("probe", probe())))
+        started: set[str] = set()
+
+        def start(name: str) -> None:
+            started.add(name)
+            _on_thread(f"headrace-dial-{name}", lambda: told.put((name, self._outcome(name))))
+
+        failures: dict[str, HeadraceError] = {}
+        wait: float | None = head_start
+        while True:
+            try:
+                who, what = told.get(timeout=wait)
+            except queue.Empty:
+                who, what = "clock", None
+            if who == "probe":
+                assert isinstance(what, Reach)
+                self._reach = what
+                if not what.problem and (what.rtt or 0.0) >= NEAR and QUIC not in started:
+                    start(QUIC)
+                    continue  # the head start goes on
+            elif isinstance(what, HeadraceError):
+                failures[who] = what
+            elif who != "clock":
+                self._explain(who, failures)
+                return self._connections[who]
+            wait = None
+            if TCP not in started:
+                start(TCP)
+            if TCP in failures and QUIC not in started and self._reach and not self._reach.problem:
+                start(QUIC)  # a host that only UDP reaches
+            if started == failures.keys() and self._reach:
+                raise failures[TCP]
+
+    def _outcome(self, name: str) -> object:
+        try:
+            self._keep(name, self._dialers[name]())
+        except HeadraceError as why:
+            return why
+        return None
+
+    def _explain(self, first: str, failures: Mapping[str, HeadraceError]) -> None:
+        reach = self._reach
+        if first == QUIC:
+            self.reason = "QUIC stood first"
+        elif QUIC in failures:
+            self._fall_back("failed", f"QUIC failed: {failures[QUIC].message}")
+        elif reach is None:
+            self._fall_back("silent", "UDP gets no answer")
+        elif reach.problem:
+            self._fall_back(*reach.problem)
+        elif (reach.rtt or 0.0) < NEAR:
+            self.reason = f"the host is {(reach.rtt or 0.0) * 1000:.1f} ms away, where TCP is faster"
+        else:
+            self.reason = "TCP stood first"
+
+    def _fall_back(self, kind: str, why: str) -> None:
+        """Logged once for each connection, counted, and told."""
+        FALLBACKS[kind] += 1
+        self.reason = self.fallback_reason = f"{why}; using TCP"
+        log.info("%s:%d: %s", *self.address, self.reason)
+
+    def _keep(self, name: str, connection: Connection) -> Connection:
+        with self._lock:
+            self._connections[name] = connection
+            aborted = self._aborted
+        if aborted:
+            connection.abort()
+        return connection
+
+    # ---- streams ---------------------------------------------------------------------------------------------------
+
+    def others(self) -> list[str]:
+        """Transports beside the first that can be tried, as far as is known."""
+        blocked = self._reach is None or self._reach.problem is not None
+        return [name for name in self._dialers if name != self.transport and not (name == QUIC and blocked)]
+
+    def open_stream(self, transport: str | None = None, *, bulk: bool = False) -> Stream:
+        """A new stream, by `transport` or by the first one. A connection that broke is dialled anew, once.
+
+        Raises UnreachableError, CertificateChangedError, ConnectionLostError.
+        """
+        name = transport or self.transport
+        connection, fresh = self._connection(name)
+        try:
+            return connection.open_stream(bulk=bulk)
+        except ConnectionLostError:
+            if fresh or self._aborted:
+                raise
+        with self._lock:
+            if self._connections.get(name) is connection:
+                self._retired.append(self._connections.pop(name))
+        return self._connection(name)[0].open_stream(bulk=bulk)
+
+    def _connection(self, name: str) -> tuple[Connection, bool]:
+        """The connection by that transport, and whether it was dialled just now."""
+        with self._opening[name]:  # one dials, the others wait for it
+            with self._lock:
+                connection = self._connections.get(name)
+            if self._aborted:
+                raise ConnectionLostError("the connection was aborted")
+            if connection is not None:
+                return connection, False
+            connection = self._dialers[name]()
+            if connection.fingerprint != self.fingerprint:
+                connection.abort()
+                raise CertificateChangedError(f"the host shows another certificate by {name} than by {self.transport}")
+            return self._keep(name, connection), True
+
+    def rtt(self) -> float | None:
+        """Seconds; what the probe measured."""
+        return self._reach.rtt if self._reach else None
+
+    # ---- base.Connection -------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Connection]:
+        with self._lock:
+            return [*self._connections.values(), *self._retired]
+
+    def abort(self) -> None:
+        self._aborted = True
+        for connection in self._all():
+            connection.abort()
+
+    def close(self) -> None:
+        """After every stream was closed: says goodbye where a transport has one of its own."""
+        for connection in self._all():
+            connection.close()
+
+    @property
+    def bytes_wire(self) -> int:
+        """Bytes on the wire so far, both directions, all streams and transports."""
+        return sum(connection.bytes_wire for connection in self._all())
+
+
+def _on_thread(name: str, run: Callable[[], object]) -> None:
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def unreachable_by(name: str, why: str) -> Callable[[], Connection]:
+    """A dialer for a transport that this machine does not have."""
+
+    def dial() -> Connection:
+        raise UnreachableError(f"{name} cannot be used here: {why}")
+
+    return dial
