@@ -20,6 +20,7 @@ from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
 from headrace.errors import LocalDiskError, UsageError
 from headrace.host.guesses import GuessLimit
+from headrace.host.registry import Registry
 from headrace.host.session import Event, Share, serve
 from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
@@ -60,6 +61,7 @@ class ShareServer:
         buffers: int = DEFAULT_LIMIT,
         io: str = "auto",
         limit_rate: float | None = None,
+        limit_peer: float | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -67,6 +69,7 @@ class ShareServer:
         data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
         all clients together. io: how files are read, see storage.platform.
         limit_rate: bytes a second sent to all clients together, and as many received; `limit.rate` changes it later.
+        limit_peer: the same for each peer by itself, all its connections together; `limit_peer.rate` changes it later.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -75,6 +78,8 @@ class ShareServer:
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
         self.limit = Limit(limit_rate)
+        self.registry = Registry(limit_peer)
+        self.limit_peer = self.registry.limits
         self._io = platform_io(io)
         self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)
@@ -88,6 +93,7 @@ class ShareServer:
             versions=versions,
             buffers=pool,
             limit=self.limit,
+            registry=self.registry,
             clear=clear,
             on_event=on_event,
         )

@@ -14,6 +14,7 @@ from typing import Any, Final
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.guesses import GuessLimit
+from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
@@ -46,7 +47,8 @@ class Share:
     hashes: HashCache = field(default_factory=HashCache)
     buffers: Buffers = field(default_factory=BufferPool)
     clear: bool = False
-    limit: Limit | None = None
+    limit: Limit = field(default_factory=lambda: Limit(None))
+    registry: Registry = field(default_factory=Registry)
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -90,8 +92,7 @@ class _Policy:
 def serve(stream: TcpStream, share: Share, address: str) -> None:
     """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
     messages = MessageStream(stream)
-    if share.limit:
-        pace(stream, share.limit)
+    pace(stream, share.limit)
     try:
         stream.set_timeout(HANDSHAKE_TIMEOUT)
         stream.set_deadline(HANDSHAKE_TIMEOUT)
@@ -106,7 +107,8 @@ def serve(stream: TcpStream, share: Share, address: str) -> None:
         # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
         # others wait for the buffer that this costs.
         stream.patient = lambda sending: not (sending and share.buffers.contended)
-        _requests(messages, share, agreed, address)
+        with share.registry.present(stream, agreed, address, share.limit):
+            _requests(messages, share, agreed, address)
     except (ssl.SSLError, OSError) as why:
         log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
     except ConnectionLostError as why:
