@@ -167,6 +167,21 @@ def test_a_file_that_is_the_same_keeps_what_is_known_and_gains(index: ChunkIndex
     assert index.stats().entries == 10
 
 
+def test_a_file_that_changed_between_two_additions_is_what_it_was_last(index: ChunkIndex, tmp_path: Path) -> None:
+    """Both may be written together."""
+    path, st = a_file(tmp_path)
+    old, new, newer = some_chunks(5), some_chunks(5), some_chunks(5)
+    index.add(path, st, old)
+    os.utime(path, ns=(1, 1))
+    index.add(path, os.stat(path), new, whole=True)
+    index.add(path, os.stat(path), newer)
+    index.flush()
+
+    assert set(index.lookup(hashes_of(old + new + newer))) == set(hashes_of(new + newer))
+    assert index.stats().entries == 10
+    assert index.knows(path, os.stat(path))
+
+
 def test_it_knows_a_file_when_it_has_all_of_it_and_it_did_not_change(index: ChunkIndex, tmp_path: Path) -> None:
     path, st = a_file(tmp_path)
     assert not index.knows(path, st)

@@ -128,11 +128,12 @@ class Database:
             removed = sum(self._forget(file) for file in forgotten)
             tick = self._bump("tick", 1)
             sql.executemany("UPDATE files SET used = ? WHERE id = ?", [(tick, id) for id in sorted(set(used))])
-            rows: list[tuple[bytes, int, int, int]] = []
-            for addition in additions:
-                id, replaced = self._file_for(addition, tick)
-                removed += replaced
-                rows += [(digest, id, offset, length) for digest, offset, length in addition.rows]
+            by_path = _by_path(additions)
+            ids, replaced = self._files_for(by_path, tick)
+            removed += replaced
+            rows = [
+                (digest, ids[path], offset, size) for path in by_path for digest, offset, size in by_path[path].rows
+            ]
             rows.sort()  # each page of the tree is written once
             before = sql.total_changes
             sql.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", rows)
@@ -181,22 +182,29 @@ class Database:
             self._sql.execute("VACUUM")
             self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def _file_for(self, addition: Addition, tick: int) -> tuple[int, int]:
-        """(the id of the added file, how many chunks of what was at its path before are gone)."""
-        facts = msgspec.structs.astuple(addition.facts)
-        known = self._sql.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE path = ?", (addition.path,)).fetchone()
-        if known is None:
-            values = (addition.path, *facts, tick, addition.whole)
-            insert = "INSERT INTO files VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
-            return int(self._sql.execute(insert, values).lastrowid or 0), 0
-        id, removed, whole = known[0], 0, addition.whole
-        if tuple(known[2:7]) == facts:
-            whole = whole or bool(known[7])
-        else:
-            removed = self._sql.execute("DELETE FROM chunks WHERE file = ?", (id,)).rowcount
-        update = f"UPDATE files SET {_FACT_COLUMNS}, used = ?, whole = ? WHERE id = ?"
-        self._sql.execute(update, (*facts, tick, whole, id))
-        return id, removed
+    def _files_for(self, additions: dict[bytes, Addition], tick: int) -> tuple[dict[bytes, int], int]:
+        """(the ids of these files, made where they are new; how many chunks of what they were before are gone)."""
+        known: dict[bytes, IndexedFile] = {}
+        for part in itertools.batched(sorted(additions), _AT_ONCE):
+            query = f"SELECT {_FILE_COLUMNS} FROM files WHERE path IN ({','.join('?' * len(part))})"
+            known |= {row[1]: _file(row) for row in self._sql.execute(query, part)}
+        fresh = self._sql.execute("SELECT coalesce(max(id), 0) + 1 FROM files").fetchone()[0]
+        ids: dict[bytes, int] = {}
+        new, same, replaced = [], [], []
+        for path, addition in additions.items():
+            facts, file = msgspec.structs.astuple(addition.facts), known.get(path)
+            ids[path] = file.id if file else fresh + len(new)
+            if file is None:
+                new.append((ids[path], path, *facts, tick, addition.whole))
+            elif file.facts == addition.facts:
+                same.append((tick, file.whole or addition.whole, file.id))
+            else:
+                replaced.append((*facts, tick, addition.whole, file.id))
+        self._sql.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
+        self._sql.executemany("UPDATE files SET used = ?, whole = ? WHERE id = ?", same)
+        self._sql.executemany(f"UPDATE files SET {_FACT_COLUMNS}, used = ?, whole = ? WHERE id = ?", replaced)
+        gone = self._sql.executemany("DELETE FROM chunks WHERE file = ?", [values[-1:] for values in replaced]).rowcount
+        return ids, max(0, gone)
 
     def _forget(self, file: IndexedFile) -> int:
         """How many chunks are gone. A file that was added anew since it was read stays."""
@@ -234,6 +242,17 @@ class Database:
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back itself
                 self._sql.rollback()
             raise
+
+
+def _by_path(additions: Iterable[Addition]) -> dict[bytes, Addition]:
+    """One addition a file: those of the same version of it together, else the last."""
+    found: dict[bytes, Addition] = {}
+    for new in additions:
+        old = found.get(new.path)
+        if old and old.facts == new.facts:
+            new = Addition(new.path, new.facts, old.rows + new.rows, old.whole or new.whole)
+        found[new.path] = new
+    return found
 
 
 def _file(row: Sequence[Any]) -> IndexedFile:
