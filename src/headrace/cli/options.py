@@ -197,7 +197,13 @@ LIMIT_RATE: Final = _option(
     to_common=True,
     type=Rate(),
     metavar="RATE",
-    help="Bytes a second at most, as in 20M; off for no limit. On share: of all clients together.",
+    help="Bytes a second at most, as in 20M, in each direction; off for no limit. On share: of all clients together.",
+)
+LIMIT_PEER: Final = _option(
+    "--limit-peer",
+    type=Rate(),
+    metavar="RATE",
+    help="Bytes a second at most to and from each client; off for no limit.",
 )
 CODE_FILE: Final = _option(
     "--code-file",
@@ -278,7 +284,21 @@ _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
 
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
-    "share": (PORT, BIND, NAME, CODE, CODE_FILE, PROTOCOL, LIMIT_RATE, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
+    "share": (
+        PORT,
+        BIND,
+        NAME,
+        CODE,
+        CODE_FILE,
+        PROTOCOL,
+        LIMIT_RATE,
+        LIMIT_PEER,
+        IO,
+        DATA_PLANE,
+        BUFFERS,
+        JSON,
+        *_LOGS,
+    ),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),

@@ -79,6 +79,7 @@ class Session:
         self.connection = connection
         self.agreed = agreed
         self.control = Lane(control)
+        self.limit = Limit(None)  # that of the connection, where `connect` made it
         self._credential = credential
         self._lanes = [self.control]
         self._listing_lanes = threading.Lock()
@@ -96,10 +97,17 @@ class Session:
         """Connects to the target's share; pairs with the code at first contact, later shows the credential.
 
         limit_rate: bytes a second that all its streams together may receive, and as many that they may send;
-        `connection.limit.rate` changes it later.
+        `limit.rate` changes it later.
 
         Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
         """
+        limit = Limit(limit_rate)
+        session = cls._connect(target, Pins(home or config.home()), versions, limit)
+        session.limit = limit
+        return session
+
+    @classmethod
+    def _connect(cls, target: Target, pins: Pins, versions: Versions, limit: Limit) -> Session:
         code = target.code
         if code is None:
             raise UsageError("the target has no code", hint="Write CODE@HOST:PORT, or set HEADRACE_CODE.")
@@ -108,9 +116,8 @@ class Session:
                 "the target has no address, and this version cannot search the LAN yet",
                 hint="Write CODE@HOST:PORT, as the host printed it.",
             )
-        pins = Pins(home or config.home())
         pin = pins.get(code.share)
-        address, limit = (target.host, target.port), Limit(limit_rate)
+        address = (target.host, target.port)
         if pin and pin.is_for(code):
             credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
             connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share, limit)
@@ -194,6 +201,12 @@ class Session:
             yield lane
         finally:
             lane.lock.release()
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open now, the control lane's included."""
+        with self._listing_lanes:
+            return len(self._lanes)
 
     def release(self, lane: Lane) -> None:
         """Closes a lane that `open_lane` gave; the control lane stays."""
