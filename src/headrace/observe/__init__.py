@@ -1,4 +1,5 @@
 """How a running headrace can be watched. A leaf: anyone may use it, and it costs next to nothing when it is off.
 
-`logs` where the loggers below `headrace` write to, and how it reads.
+`logs` where the loggers below `headrace` write to, and how it reads. `control` the local socket on which a running
+program says how it is, `running` finds those sockets and asks.
 """
