@@ -493,6 +493,29 @@ def test_damage_that_shows_in_writing_ends_in_a_new_index_and_nothing_queued_is_
     assert len(warnings(caplog)) == 1
 
 
+def test_rows_that_nobody_wrote_are_damage_too(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite stores anything in any column; a page with a flipped bit can pass its own checks."""
+    chunks = a_full_one(home, tmp_path)
+    with sqlite3.connect(home / FILE) as sql:
+        sql.execute("UPDATE chunks SET length = 'x' WHERE hash = ?", (chunks[7][2],))
+    sql.close()
+    with ChunkIndex(home) as index:
+        assert index.lookup(hashes_of(chunks)) == {}
+        assert index.off is None
+
+    assert "never written" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(("column", "value"), [("length", CHUNK_SIZE + 1), ("length", 0), ("offset", -1), ("file", 99)])
+def test_places_that_cannot_be_are_not_given(home: Path, tmp_path: Path, column: str, value: int) -> None:
+    chunks = a_full_one(home, tmp_path)
+    with sqlite3.connect(home / FILE) as sql:
+        sql.execute(f"UPDATE chunks SET {column} = ? WHERE hash = ?", (value, chunks[7][2]))
+    sql.close()
+    with ChunkIndex(home) as index:
+        assert set(index.lookup(hashes_of(chunks))) == set(hashes_of(chunks)) - {chunks[7][2]}
+
+
 def test_a_process_that_still_has_the_damaged_one_does_no_harm_to_the_new_one(
     home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -138,7 +138,7 @@ class Copier:
         try:
             if place.length != length or not 0 < length <= CHUNK_SIZE:  # else it would reach into its neighbours
                 raise SourceUnfitError("length")
-            fd = _open(place)
+            fd = open_place(place)
             try:
                 way = self._copy(fd, place, into_fd, offset)
             finally:
@@ -236,8 +236,11 @@ def _does_not_work(why: OSError) -> DoesNotWorkError:
     return DoesNotWorkError(reason, remember=why.errno in _NEVER)
 
 
-def _open(place: Place) -> int:
-    """The indexed file, if it is still that file with that content, by its times. Raises SourceUnfitError."""
+def open_place(place: Place) -> int:
+    """The indexed file, if it is still that file with that content, by its times; the caller closes it.
+
+    Raises SourceUnfitError.
+    """
     path, facts = place.file.path, place.file.facts
     try:
         # Before it is opened: opening a device that lies there now could do anything.

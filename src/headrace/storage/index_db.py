@@ -50,14 +50,14 @@ class Database:
 
     def lookup(self, hashes: Iterable[bytes]) -> dict[bytes, list[Place]]:
         """By hash: at most MAX_PLACES places each; hashes that are nowhere have no entry."""
-        with mapped(self.home), self._snapshot():
+        with self._mapped(), self._snapshot():
             # In order: neighbours in the tree share their pages.
             rows = [row for part in itertools.batched(sorted(set(hashes)), _AT_ONCE) for row in self._rows_of(part)]
             files = self._files({row[1] for row in rows})
-        found: dict[bytes, list[Place]] = {}
-        for digest, file, offset, length in rows:
-            if file in files and 0 < length <= CHUNK_SIZE and offset >= 0:
-                found.setdefault(digest, []).append(Place(files[file], offset, length, digest))
+            found: dict[bytes, list[Place]] = {}
+            for digest, file, offset, length in rows:
+                if file in files and 0 < length <= CHUNK_SIZE and offset >= 0:
+                    found.setdefault(digest, []).append(Place(files[file], offset, length, digest))
         return found
 
     def _rows_of(self, hashes: Sequence[bytes]) -> list[tuple[bytes, int, int, int]]:
@@ -81,37 +81,37 @@ class Database:
 
     def file(self, path: bytes) -> IndexedFile | None:
         """What is known of the file at `path`."""
-        with mapped(self.home):
+        with self._mapped():
             row = self._sql.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE path = ?", (path,)).fetchone()
-        return _file(row) if row else None
+            return _file(row) if row else None
 
     def files_after(self, id: int, limit: int) -> list[IndexedFile]:
         """The next files in the order of their ids, after `id`; at most `limit`."""
-        with mapped(self.home):
+        with self._mapped():
             query = f"SELECT {_FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?"
             return [_file(row) for row in self._sql.execute(query, (id, limit))]
 
     def chunks_of(self, file: IndexedFile) -> list[Place]:
         """The known chunks of `file`, by offset."""
-        with mapped(self.home):
+        with self._mapped():
             query = "SELECT offset, length, hash FROM chunks WHERE file = ?"
             rows = sorted(self._sql.execute(query, (file.id,)).fetchall())
-        return [Place(file, *row) for row in rows if 0 < row[1] <= CHUNK_SIZE and row[0] >= 0]
+            return [Place(file, *row) for row in rows if 0 < row[1] <= CHUNK_SIZE and row[0] >= 0]
 
     def numbers(self) -> dict[str, int]:
         """The counters, by name."""
-        with mapped(self.home):
+        with self._mapped():
             return dict(self._sql.execute("SELECT name, value FROM numbers"))
 
     def totals(self) -> tuple[int, int, int]:
         """(chunks, the bytes they have, files). Reads the whole table: a tenth of a second for a million."""
-        with mapped(self.home), self._snapshot():
+        with self._mapped(), self._snapshot():
             chunks, size = self._sql.execute("SELECT count(*), coalesce(sum(length), 0) FROM chunks").fetchone()
             return chunks, size, self._sql.execute("SELECT count(*) FROM files").fetchone()[0]
 
     def check(self) -> None:
         """Reads the whole database and checks that it is sound. Raises IndexDamagedError."""
-        with mapped(self.home):
+        with self._mapped():
             found = [row[0] for row in self._sql.execute("PRAGMA integrity_check(3)")]
             orphans = "SELECT count(*) FROM chunks WHERE file NOT IN (SELECT id FROM files) OR length(hash) != ?"
             if found != ["ok"] or self._sql.execute(orphans, (HASH_SIZE,)).fetchone()[0]:
@@ -124,7 +124,7 @@ class Database:
     ) -> None:
         """One transaction. forgotten: unless they changed since they were read. used: ids of files. more: what the
         counters go up by."""
-        with mapped(self.home), self._transaction() as sql:
+        with self._mapped(), self._transaction() as sql:
             removed = sum(self._forget(file) for file in forgotten)
             tick = self._bump("tick", 1)
             sql.executemany("UPDATE files SET used = ? WHERE id = ?", [(tick, id) for id in sorted(set(used))])
@@ -149,7 +149,7 @@ class Database:
             return 0
         wanted = min(step, entries - max(0, limit - room))
         gone = 0
-        with mapped(self.home), self._transaction() as sql:
+        with self._mapped(), self._transaction() as sql:
             while gone < wanted:
                 oldest = sql.execute("SELECT id FROM files ORDER BY used, id LIMIT 1").fetchone()
                 if oldest is None:
@@ -168,14 +168,14 @@ class Database:
 
     def clear(self) -> None:
         """Forgets everything, counters too."""
-        with mapped(self.home), self._transaction() as sql:
+        with self._mapped(), self._transaction() as sql:
             for table in ("chunks", "files", "numbers"):
                 sql.execute(f"DELETE FROM {table}")
         self.compact()
 
     def compact(self) -> None:
         """Gives free pages and the write-ahead log back to the disk, and counts the entries anew."""
-        with mapped(self.home):
+        with self._mapped():
             with self._transaction() as sql:
                 count = sql.execute("SELECT count(*) FROM chunks").fetchone()[0]
                 sql.execute("INSERT OR REPLACE INTO numbers VALUES ('entries', ?)", (count,))
@@ -190,7 +190,9 @@ class Database:
             known |= {row[1]: _file(row) for row in self._sql.execute(query, part)}
         fresh = self._sql.execute("SELECT coalesce(max(id), 0) + 1 FROM files").fetchone()[0]
         ids: dict[bytes, int] = {}
-        new, same, replaced = [], [], []
+        new: list[tuple[Any, ...]] = []
+        same: list[tuple[Any, ...]] = []
+        replaced: list[tuple[Any, ...]] = []
         for path, addition in additions.items():
             facts, file = msgspec.structs.astuple(addition.facts), known.get(path)
             ids[path] = file.id if file else fresh + len(new)
@@ -222,6 +224,15 @@ class Database:
             " RETURNING value"
         )
         return int(self._sql.execute(upsert, (name, by)).fetchone()[0])
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            with mapped(self.home):
+                yield
+        except (TypeError, ValueError, OverflowError) as why:
+            # Rows of another shape than we write: a damaged page that SQLite did not see.
+            raise IndexDamagedError(f"it holds what was never written ({why})") from why
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[None]:

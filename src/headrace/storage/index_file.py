@@ -196,9 +196,6 @@ def mapped(home: Path) -> Iterator[None]:
         raise _of_sqlite(why, home) from why
     except OSError as why:
         raise _of_disk(why.errno or 0, why.strerror or str(why), home) from why
-    except (TypeError, ValueError, OverflowError) as why:
-        # Rows of another shape than we write: a damaged page that SQLite did not see.
-        raise IndexDamagedError(f"it holds what was never written ({why})") from why
 
 
 def _of_sqlite(why: sqlite3.Error, home: Path) -> Exception:
