@@ -89,7 +89,7 @@ def test_an_option_of_another_command_at_the_top_level_is_no_mistake(config_file
         ('on-exist = "replace"', "on-exist"),
         ("exclude = 3", "exclude"),
         ("verbose = -1", "verbose"),
-        ('transport = "quic"', "transport"),
+        ('transport = "smoke"', "transport"),
         ("[share]\nport = -1", "share.port"),
         ("port = ", "TOML"),
     ],
@@ -154,11 +154,6 @@ def test_every_option_has_its_variable():
             assert long.startswith("--"), (command, option)
             assert option.envvar == "HEADRACE_" + long[2:].replace("-", "_").upper()
             assert option.name == long[2:].replace("-", "_")
-
-
-def test_quic_is_refused_with_a_word_on_what_to_do():
-    with pytest.raises(click.BadParameter, match="not in this version yet.*use tcp"):
-        parse(get, "t", "--transport", "quic")
 
 
 @pytest.mark.parametrize(("alias", "name"), [("send", "share"), ("serve", "share"), ("receive", "get")])

@@ -102,6 +102,7 @@ class Fetching:
             try:
                 worker.run()
             except ConnectionLostError:
+                worker.give_back()
                 raise
             except HeadraceError as why:
                 self.fetcher.fail(why)

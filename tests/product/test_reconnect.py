@@ -64,8 +64,8 @@ def test_a_connection_that_breaks_is_made_anew(
         options = (*LONG, "--protocol", protocol)
         with start_get(gate.address, tmp_path / "dest", *options, home=tmp_path / "home") as process:
             gate.wait_reached(process)
-            gate.open()
             gate.drop()
+            gate.open()
             result = finish(process).check_ok()
     assert_arrived(tmp_path / "dest", place / what)
     assert not leftovers(tmp_path)

@@ -139,7 +139,7 @@ def test_a_frame_that_is_none_in_words(tmp_path: Path) -> None:
 
 def test_a_host_that_stops_in_the_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right certificate, right ALPN, then silence."""
-    monkeypatch.setattr("headrace.client.session.HANDSHAKE_TIMEOUT", 0.3)
+    monkeypatch.setattr("headrace.client.greeting.HANDSHAKE_TIMEOUT", 0.3)
 
     class Silent(ScriptedHost):
         def let_in(self, messages: MessageStream) -> None:
@@ -152,7 +152,7 @@ def test_a_host_that_stops_in_the_handshake(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_host_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.client.session.STALL_TIMEOUT", 0.3)
+    monkeypatch.setattr("headrace.client.greeting.STALL_TIMEOUT", 0.3)
     listing = [(b"", [file_entry(b"a", b"content")])]
     for kind in (Stat, Walk, GetChunk):
         answers: dict[type[Message], Answer] = {kind: lambda host, stream, request: None}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, HeadraceError, UnreachableError
-from headrace.transport.adaptive import FALLBACKS, AdaptiveConnection, Reach, unreachable_by
+from headrace.transport.adaptive import FALLBACKS, AdaptiveConnection, Reach
 from headrace.transport.base import Connection, Stream
 
 from .memory import memory_pair
@@ -158,8 +158,8 @@ def test_what_tcp_says_is_told_where_nobody_can_be_reached() -> None:
 def test_a_forced_transport_is_the_only_one() -> None:
     connection = AdaptiveConnection(("host", 1), {"quic": Dialer("quic")}, never)
     assert (connection.transport, connection.others(), connection.fallback_reason) == ("quic", [], None)
-    with pytest.raises(UnreachableError, match="quic cannot be used here: it is missing"):
-        AdaptiveConnection(("host", 1), {"quic": unreachable_by("quic", "it is missing")}, never)
+    with pytest.raises(UnreachableError, match="it is missing"):
+        AdaptiveConnection(("host", 1), {"quic": Dialer("quic", error=UnreachableError("it is missing"))}, never)
 
 
 def test_streams_by_either_transport() -> None:

@@ -15,7 +15,7 @@ import click
 
 from headrace.cli import options, output, reach, signals
 from headrace.cli.progress import Meter, View, progress_event, progress_line
-from headrace.cli.text import counted, human_rate, human_seconds, human_size
+from headrace.cli.text import counted, human_limit, human_rate, human_seconds, human_size
 from headrace.errors import StoppedError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Show:
         """The host let us in."""
 
     def event(self, event: dict[str, Any]) -> None:
-        """`plan`, `file`, `warning`, `error` as the transfer makes them."""
+        """`plan`, `file`, `warning`, `error` as the transfer makes them; `limit` when somebody changed it."""
 
     def moved(self, view: View) -> None:
         """Called a few times a second."""
@@ -141,10 +141,12 @@ class _Get:
         self._session: Session | None = None
         self._transfer: Transfer | None = None
         self._cancelled = threading.Event()
+        self._view: View | None = None  # the latest, for `headrace status`
+        self._while_it_runs = contextlib.ExitStack()
 
     def run(self) -> int:
         """The exit code. Raises signals.Stopped, and a HeadraceError for what ends the transfer as a whole."""
-        with _progress_line(self._show):
+        with _progress_line(self._show), self._while_it_runs:
             result = signals.run(self._work, cancel=self._cancel, tick=self._tick)
         assert self._transfer is not None
         self._show.done(result, self._meter.look(self._transfer.progress.totals()))
@@ -172,7 +174,22 @@ class _Get:
 
     def _tick(self) -> None:
         if self._transfer:
-            self._show.moved(self._meter.look(self._transfer.progress.totals()))
+            first, self._view = self._view is None, self._meter.look(self._transfer.progress.totals())
+            self._show.moved(self._view)
+            if first:
+                self._open_to_status()
+
+    def _open_to_status(self) -> None:
+        from headrace.cli.live import LiveGet, open_to_status  # only now: a short transfer has no need of it
+
+        assert self._session is not None
+
+        def look() -> View:
+            assert self._view is not None
+            return self._view
+
+        program = LiveGet(self._session, self._target, self._dest, look, self._show.event)
+        self._while_it_runs.enter_context(open_to_status(program, "get"))
 
 
 class _Json(_Show):
@@ -191,7 +208,8 @@ class _Json(_Show):
                 "transport": session.connection.transport,
                 "protocol": session.agreed.version,
                 "rtt_ms": None if rtt is None else round(rtt * 1000, 3),
-                "fallback_reason": None,
+                "reason": session.connection.reason,
+                "fallback_reason": session.connection.fallback_reason,
             }
         )
 
@@ -224,14 +242,22 @@ class _Human(_Show):
         if not quiet and output.stderr_is_terminal() and os.environ.get("TERM") != "dumb":
             self.line = output.ProgressLine(sys.stderr)
 
+    def connected(self, session: Session) -> None:
+        if session.connection.fallback_reason and not self._quiet:
+            output.say(session.connection.fallback_reason)
+
     def event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "error":
             self._complain(event)
         elif kind == "warning" and not self._quiet:
             output.say(f"warning: {_complaint(event)}")
+        elif kind == "transport" and not self._quiet:
+            output.say(f"chunks go by {event['transport'].upper()} from here on: {event['reason']}")
         elif kind == "file":
             self._file(event["action"], printable(event["path"]), event["bytes"])
+        elif kind == "limit":
+            log.info("the limit is now: %s", human_limit(event["limit_rate"]))
 
     def _file(self, action: str, path: str, size: int) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ Flags win over the environment, the environment over the config file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ class Common:
     verbose: int = 0
     log_json: bool = False
     protocol: str = "auto"
+    transport: str = "auto"
+    congestion: str = "bbr"
     limit_rate: int | None = None
     code_file: str | None = None
     code_file_given: bool = False
@@ -124,25 +126,12 @@ class Streams(click.ParamType):  # type: ignore[type-arg]  # no generic before c
         return click.IntRange(1, 256).convert(value, param, ctx)
 
 
-class Transport(click.Choice):  # type: ignore[type-arg]  # no generic before click 8.2
-    """auto or tcp, and a clear word on the one that is still to come."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if str(value).lower() == "quic":
-            self.fail("QUIC is not in this version yet; leave --transport out or use tcp", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Stores an option in Common instead of passing it to the command."""
     common = ctx.ensure_object(Common)
     setattr(common, str(param.name), value)
     if param.name == "code_file":
         common.code_file_given = ctx.get_parameter_source("code_file") is click.core.ParameterSource.COMMANDLINE
-
-
-def _ignore(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """For an option with which only values can be chosen that change nothing yet."""
 
 
 def _option(*flags: str, to_common: bool = False, **more: Any) -> click.Option:
@@ -162,12 +151,19 @@ PROTOCOL: Final = _option(
 )
 TRANSPORT: Final = _option(
     "--transport",
-    type=Transport(["auto", "tcp"]),
+    to_common=True,
+    type=click.Choice(["auto", "quic", "tcp"]),
     default="auto",
     show_default=True,
-    expose_value=False,
-    callback=_ignore,
-    help="How bytes travel.",
+    help="How bytes travel. auto: whichever is up first and faster; it says which and why.",
+)
+CONGESTION: Final = _option(
+    "--congestion",
+    to_common=True,
+    type=click.Choice(["bbr", "cubic"]),
+    default="bbr",
+    show_default=True,
+    help="Congestion control of QUIC.",
 )
 IO: Final = _option(
     "--io",
@@ -205,6 +201,18 @@ LIMIT_PEER: Final = _option(
     metavar="RATE",
     help="Bytes a second at most to and from each client; off for no limit.",
 )
+# Those of a program that runs. Not in Common, as other commands have them: there they are about the command itself.
+NEW_LIMIT_RATE: Final = _option(
+    "--limit-rate",
+    "--bwlimit",
+    type=Rate(),
+    metavar="RATE",
+    help="Change the limit of one that runs: bytes a second in each direction, as in 20M; off lifts it.",
+)
+NEW_LIMIT_PEER: Final = _option(
+    "--limit-peer", type=Rate(), metavar="RATE", help="Change the limit for each peer of a share that runs."
+)
+WATCH: Final = _option("--watch", is_flag=True, help="Draw it anew every second, until Ctrl-C.")
 CODE_FILE: Final = _option(
     "--code-file",
     to_common=True,
@@ -279,8 +287,18 @@ RECURSIVE: Final = _option("-R", "--recursive", is_flag=True, help="Everything b
 OFFSET: Final = _option("--offset", type=click.IntRange(min=0), default=0, metavar="N", help="Start at this byte.")
 LENGTH: Final = _option("--length", type=click.IntRange(min=0), metavar="N", help="At most this many bytes.")
 
+CACHE_ENTRIES: Final = _option(
+    "--cache-entries",
+    type=click.IntRange(min=100),
+    default=1_000_000,
+    show_default=True,
+    metavar="N",
+    help="Chunks that the index remembers at most; about 100 bytes of disk each.",
+)
+READ_DATA: Final = _option("--read-data", is_flag=True, help="Read all indexed chunks, and compare their hashes.")
+
 _LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
-_REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT)
+_REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT, CONGESTION)
 
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
@@ -305,18 +323,24 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         *(*_REACH, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
+    "cache": (CACHE_ENTRIES, READ_DATA, JSON, *_LOGS),
+    "status": (WATCH, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
     "peers": (JSON, *_LOGS),
     "doctor": (*_REACH, JSON, *_LOGS),
 }
 
 
-def of[F: Callable[..., Any]](command: str) -> Callable[[F], F]:
-    """A decorator, to stand below `@click.command`: gives the function this command's options."""
+def of[F: Callable[..., Any]](command: str, *, without: Container[click.Option] = ()) -> Callable[[F], F]:
+    """A decorator, to stand below `@click.command`: gives the function this command's options.
+
+    without: those that another part of the command has.
+    """
 
     def attach(function: F) -> F:
         declared: list[click.Parameter] = getattr(function, "__click_params__", [])
+        chosen = [option for option in OPTIONS[command] if option not in without]
         # click collects them from the bottom up.
-        function.__click_params__ = [*reversed(OPTIONS[command]), *declared]  # type: ignore[attr-defined]
+        function.__click_params__ = [*reversed(chosen), *declared]  # type: ignore[attr-defined]
         return function
 
     return attach

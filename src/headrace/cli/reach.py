@@ -75,7 +75,13 @@ def connect(target: Target, common: Common) -> Session:
     """Raises what client.session.Session.connect raises."""
     from headrace.client.session import Session
 
-    return Session.connect(target, versions=versions(common), limit_rate=common.limit_rate)
+    return Session.connect(
+        target,
+        versions=versions(common),
+        limit_rate=common.limit_rate,
+        transport=common.transport,
+        congestion=common.congestion,
+    )
 
 
 def _parsed(text: str, source: str) -> Code:

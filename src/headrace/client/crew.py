@@ -6,12 +6,14 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from headrace.client.outage import Outage
+from headrace.client.outage import Event, Outage
 from headrace.client.session import Session
+from headrace.engine.choice import TransportChoice
 from headrace.engine.fetch import Fetcher
 from headrace.engine.lane import Lane
 from headrace.engine.pool import StreamPool
@@ -22,6 +24,7 @@ from headrace.errors import ConnectionLostError
 log = logging.getLogger("headrace.get")
 
 TICK: Final = 0.05  # seconds between two looks at what was delivered
+ATTEMPTS: Final = 3  # at a transport that broke, before the other one carries everything
 FIRST_ROOM: Final = 1  # chunks in flight on the control lane, while the others are being opened
 
 
@@ -30,6 +33,7 @@ class _Member:
     """One worker's thread. control: it uses the control lane, and has no lane of its own."""
 
     counters: Counters
+    transport: str
     control: bool = False
     leaves: threading.Event = field(default_factory=threading.Event)
     lane: Lane | None = None
@@ -40,8 +44,8 @@ class Crew:
     """Runs a fetcher's workers until its queue is empty or the transfer failed.
 
     alone: the control lane does it all. eager: it begins with the first chunk while further lanes are being opened.
-    pool: how many lanes there are to be, and how much they ask for together. halt: set when the transfer failed, so
-    that nobody waits for the host any longer.
+    pool: how many lanes there are to be, and how much they ask for together. choice: by which transport. halt: set when
+    the transfer failed, so that nobody waits for the host any longer. tell: hears of a change of transport.
     """
 
     def __init__(
@@ -50,16 +54,22 @@ class Crew:
         fetcher: Fetcher,
         outage: Outage,
         pool: StreamPool,
+        choice: TransportChoice,
         *,
         alone: bool = False,
         eager: bool = False,
         halt: threading.Event,
+        tell: Callable[[Event], None] = lambda event: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._fetcher = fetcher
         self._outage = outage
         self._pool = pool
+        self._choice = choice
+        self._tell = tell
+        self._told = choice.transport
+        self._delivered_by: Counter[str] = Counter()  # by members that ended
         self._alone = alone
         self._eager = eager
         self._halt = halt
@@ -74,7 +84,7 @@ class Crew:
     def run(self) -> None:
         """Blocks until every worker ended. What went wrong is in `fetcher.failure`."""
         if self._alone or self._eager:
-            self._hire(control=True)
+            self._hire(self._session.transport, control=True)
         while True:
             self._adjust()
             with self._ended:
@@ -102,6 +112,7 @@ class Crew:
         if delivered != self._delivered:
             self._delivered = delivered
             self._outage.over()
+        self._observe_transports(delivered)
         rtts = [lane.messages.stream.rtt() for member in self._all() if (lane := member.lane)]
         self._pool.observe(self._clock(), delivered, min((rtt for rtt in rtts if rtt), default=None))
         if self._pool.reason != self._reason:
@@ -113,15 +124,35 @@ class Crew:
                 self._reason,
             )
 
+    def _observe_transports(self, delivered: int) -> None:
+        choice = self._choice
+        with self._lock:
+            by = self._delivered_by.copy()
+            for member in self._members:
+                by[member.transport] += member.counters.bytes_received
+            lanes = sum(member.transport == choice.transport and member.lane is not None for member in self._members)
+        totals = self._fetcher.progress.totals()
+        left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
+        choice.observe(self._clock(), by, left, lanes)
+        if choice.transport != self._told:
+            self._told = choice.transport
+            log.info("chunks go by %s from here on: %s", choice.transport, choice.reason)
+            self._tell({"event": "transport", "transport": choice.transport, "reason": choice.reason})
+
     def _adjust(self) -> None:
         if self._fetcher.queue.over or self._alone:
             return
+        wanted = self._choice.lanes(self._pool.connections)
         staying = [member for member in self._all() if not member.leaves.is_set() and not member.control]
-        for _ in range(self._pool.connections - len(staying)):
-            self._hire()
-        for member in staying[self._pool.connections :]:
-            member.leaves.set()
-            self._fetcher.queue.wake()
+        for transport, number in wanted.items():
+            have = sum(member.transport == transport for member in staying)
+            for _ in range(number - have):
+                self._hire(transport)
+        for member in staying:
+            wanted[member.transport] = wanted.get(member.transport, 0) - 1
+            if wanted[member.transport] < 0:
+                member.leaves.set()
+                self._fetcher.queue.wake()
 
     def _room(self, member: _Member) -> int:
         if member.control and not self._alone:
@@ -132,8 +163,8 @@ class Crew:
 
     # ---- a worker's thread ---------------------------------------------------------------------------------------
 
-    def _hire(self, *, control: bool = False) -> None:
-        member = _Member(self._fetcher.progress.lane(), control=control)
+    def _hire(self, transport: str, *, control: bool = False) -> None:
+        member = _Member(self._fetcher.progress.lane(), transport, control=control)
         with self._lock:
             self._members.append(member)
             number = len(self._members)
@@ -149,6 +180,7 @@ class Crew:
         finally:
             with self._ended:
                 self._members.remove(member)
+                self._delivered_by[member.transport] += member.counters.bytes_received
                 self._ended.notify_all()
 
     def _work(self, member: _Member) -> None:
@@ -163,13 +195,24 @@ class Crew:
                 if self._done(member):
                     return
                 attempt = 0 if member.counters.bytes_received > before else attempt + 1
+                if self._gives_up(member, attempt, why):
+                    return
                 self._outage.again(why, attempt)
+
+    def _gives_up(self, member: _Member, attempt: int, why: ConnectionLostError) -> bool:
+        """Whether its transport is left to others: it was only tried, or it does not come back and there is another."""
+        choice = self._choice
+        if member.control or choice.other is None or member.transport != choice.trying and attempt < ATTEMPTS:
+            return False
+        log.info("no connection by %s: %s", member.transport, why.message)
+        choice.failed(member.transport)
+        return True
 
     def _done(self, member: _Member) -> bool:
         return self._fetcher.queue.over or member.leaves.is_set()
 
     def _use_one_lane(self, member: _Member) -> None:
-        lane = self._session.healthy_control() if member.control else self._session.open_lane()
+        lane = self._session.healthy_control() if member.control else self._session.open_lane(member.transport)
         member.lane = lane
         try:
             if not member.control:
@@ -181,7 +224,12 @@ class Crew:
                 room=lambda: self._room(member),
                 leaves=member.leaves.is_set,
             )
-            worker.run()
+            try:
+                worker.run()
+            except ConnectionLostError as why:
+                if not self._outage.ends_it(why):  # else nobody is to finish what is going to fail
+                    worker.give_back()
+                raise
         finally:
             member.lane = None
             self._session.release(lane)

@@ -15,6 +15,7 @@ from headrace.client.outage import Outage
 from headrace.client.plan import Planner
 from headrace.client.session import Session
 from headrace.engine.buffers import buffers_for
+from headrace.engine.choice import TransportChoice
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.pool import StreamPool
@@ -41,6 +42,7 @@ from headrace.transport.zerocopy import wants_clear
 __all__ = ["GetOptions", "GetResult", "Links", "Transfer"]
 
 SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
+QUIC_CEILING: Final = 60e6  # bytes a second; where TCP is faster than this, QUIC cannot win from Python
 RETRY_PAUSE: Final = 0.2  # seconds before a file that changed is looked at again, times the attempt
 
 Event = dict[str, Any]
@@ -88,6 +90,8 @@ class Transfer:
         self._io: FileIO = POSIX
         self._single = False
         self._stopped = threading.Event()
+        others = session.connection.others() if session.agreed.version >= PHASE_BULK else []
+        self._choice = TransportChoice(session.transport, others[0] if others else None, ceiling=QUIC_CEILING)
         self._outage = Outage(on_event, self._stopped, limit=options.retry_for)
         self._worst: HeadraceError | None = None
         self._lanes = 0
@@ -97,6 +101,7 @@ class Transfer:
         StoppedError, ConnectionLostError, LocalDiskError, DestinationExistsError, ProtocolError, NotFoundError."""
         if wants_clear(self._options.data_plane):
             self._session.use_clear()
+            self._choice = TransportChoice(self._session.transport, None)
         entry = self._outage.bear(lambda: self._session.stat(self._source))
         place = self._place(entry)
         self._io = platform_io(self._options.io)
@@ -178,7 +183,18 @@ class Transfer:
             warn=lambda message: self.warn(ROOT, message),
         )
         eager = self._single and not self._session.clear and self._options.connections is None
-        crew = Crew(self._session, fetcher, self._outage, pool, alone=alone, eager=eager, halt=self._stopped)
+        choice = self._choice
+        crew = Crew(
+            self._session,
+            fetcher,
+            self._outage,
+            pool,
+            choice,
+            alone=alone,
+            eager=eager,
+            halt=self._stopped,
+            tell=self._on_event,
+        )
         planning = threading.Thread(target=self._plan, args=(fetcher, planner, entry, place), name="headrace-plan")
         planning.start()
         try:
@@ -295,7 +311,7 @@ class Transfer:
             bytes_wire=self._session.connection.bytes_wire,
             seconds=round(totals.seconds, 6),
             first_byte_ms=None if totals.first_byte is None else round(totals.first_byte * 1000, 3),
-            transport=self._session.connection.transport,
+            transport=self._choice.transport,
             protocol=self._session.agreed.version,
             io=self._io.name,
             data_plane="clear" if self._session.clear else "tls",

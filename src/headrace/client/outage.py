@@ -49,16 +49,18 @@ class Outage:
         """Whether one is under way."""
         return self._began is not None
 
+    def ends_it(self, why: ConnectionLostError) -> bool:
+        """Whether such a failure is not borne at all."""
+        return not self._limit or isinstance(why, EndedByHostError)
+
     def again(self, why: ConnectionLostError, attempt: int) -> None:
         """Blocks until it is time for another attempt, the `attempt`th after a success. Raises `why` when the host was
         gone for too long or ended it on purpose, or somebody wants to stop."""
-        if isinstance(why, EndedByHostError):
+        if self.ends_it(why):
             raise why
         now = self._clock()
         with self._lock:
             if self._began is None:
-                if not self._limit:
-                    raise why
                 self._began = now
                 self.count += 1
                 self._say(now, f"the connection broke ({why.message}); trying again for {self._limit:.0f} s")

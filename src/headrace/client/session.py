@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 from headrace import config
-from headrace._version import __version__
+from headrace.client.greeting import Credential, greet
 from headrace.client.target import Target
 from headrace.engine.lane import Lane
 from headrace.errors import (
@@ -33,7 +31,6 @@ from headrace.errors import (
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
     PHASE_BULK,
-    ROLE_CONTROL,
     ROLE_DATA,
     Entry,
     Error,
@@ -46,37 +43,30 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
+from headrace.protocol.session import Agreed, Versions
+from headrace.transport.adaptive import AUTO, TCP, AdaptiveConnection, connect
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit
-from headrace.transport.tcp import STALL_TIMEOUT
-from headrace.transport.tcp_client import TcpConnection
 from headrace.transport.trust import Pins
 
 log = logging.getLogger("headrace.client")
-
-HANDSHAKE_TIMEOUT: Final = 20.0
 
 Entries = list[Entry]
 Listing = list[Entries]
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """What later streams of this session show."""
-
-    peer: bytes
-    secret: bytes = field(repr=False)
-
-
 class Session:
-    """One share, connected. `control` carries listings; `open_lane` gives further lanes for bulk. Thread-safe."""
+    """One share, connected. `control` carries listings; `open_lane` gives further lanes for bulk. Thread-safe.
+
+    transport: what `open_lane` uses where it is not told: that of the connection, or TCP for chunks in the clear.
+    """
 
     def __init__(
-        self, connection: TcpConnection, control: MessageStream, agreed: Agreed, credential: Credential
+        self, connection: AdaptiveConnection, control: MessageStream, agreed: Agreed, credential: Credential
     ) -> None:
         self.clear = False  # whether chunks come in the clear; see `use_clear`
         self.connection = connection
+        self.transport = connection.transport
         self.agreed = agreed
         self.control = Lane(control)
         self.limit = Limit(None)  # that of the connection, where `connect` made it
@@ -93,21 +83,16 @@ class Session:
         home: Path | None = None,
         versions: Versions = Versions(),
         limit_rate: float | None = None,
+        transport: str = AUTO,
+        congestion: str = "bbr",
     ) -> Session:
         """Connects to the target's share; pairs with the code at first contact, later shows the credential.
 
         limit_rate: bytes a second that all its streams together may receive, and as many that they may send;
-        `limit.rate` changes it later.
+        `limit.rate` changes it later. transport: `auto`, `quic` or `tcp`. congestion: `bbr` or `cubic`, for QUIC.
 
         Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
         """
-        limit = Limit(limit_rate)
-        session = cls._connect(target, Pins(home or config.home()), versions, limit)
-        session.limit = limit
-        return session
-
-    @classmethod
-    def _connect(cls, target: Target, pins: Pins, versions: Versions, limit: Limit) -> Session:
         code = target.code
         if code is None:
             raise UsageError("the target has no code", hint="Write CODE@HOST:PORT, or set HEADRACE_CODE.")
@@ -116,25 +101,43 @@ class Session:
                 "the target has no address, and this version cannot search the LAN yet",
                 hint="Write CODE@HOST:PORT, as the host printed it.",
             )
+        home = home or config.home()
+        pins, limit = Pins(home), Limit(limit_rate)
         pin = pins.get(code.share)
-        address = (target.host, target.port)
+
+        def dial() -> AdaptiveConnection:
+            return _dial(
+                (target.host, target.port),
+                code.share,
+                pin=bytes.fromhex(pin.fingerprint) if pin else None,
+                certificates=home / "certificates",
+                limit=limit,
+                transport=transport,
+                congestion=congestion,
+            )
+
+        session = None
         if pin and pin.is_for(code):
             credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
-            connection = _dial(address, bytes.fromhex(pin.fingerprint), code.share, limit)
             with contextlib.suppress(CredentialUnknownError):
-                return cls._with_credential(connection, credential, versions)
-            log.info("the host at %s does not remember this machine; pairing again", target.address)
-        connection = _dial(address, bytes.fromhex(pin.fingerprint) if pin else None, code.share, limit)
-        return cls._with_code(connection, code, versions, pins, target.address)
+                session = cls._with_credential(dial(), credential, versions)
+            if session is None:
+                log.info("the host at %s does not remember this machine; pairing again", target.address)
+        if session is None:
+            session = cls._with_code(dial(), code, versions, pins, target.address)
+        session.limit = limit
+        return session
 
     @classmethod
-    def _with_credential(cls, connection: TcpConnection, credential: Credential, versions: Versions) -> Session:
-        stream, agreed = _handshake(connection, versions, credential=credential)
+    def _with_credential(cls, connection: AdaptiveConnection, credential: Credential, versions: Versions) -> Session:
+        stream, agreed = greet(connection, versions, credential=credential)
         return cls(connection, stream, agreed, credential)
 
     @classmethod
-    def _with_code(cls, connection: TcpConnection, code: Code, versions: Versions, pins: Pins, label: str) -> Session:
-        stream, agreed = _handshake(connection, versions, code=code)
+    def _with_code(
+        cls, connection: AdaptiveConnection, code: Code, versions: Versions, pins: Pins, label: str
+    ) -> Session:
+        stream, agreed = greet(connection, versions, code=code)
         assert agreed.keys is not None
         try:
             pins.add(agreed.keys, code, connection.fingerprint, label)
@@ -147,7 +150,9 @@ class Session:
         hint = "Start the share with --data-plane clear as well, or leave it out here."
         if self.agreed.version < PHASE_BULK:
             raise RefusedError("the baseline protocol has no chunks in the clear", hint="Leave --protocol 7 out.")
-        self.clear = True
+        if TCP not in self.connection.transports:
+            raise UsageError("chunks in the clear go by TCP", hint="Leave --transport quic or --data-plane clear out.")
+        self.clear, self.transport = True, TCP
         lane = self.open_lane()
         agreed = lane.messages.clear is not None
         self.release(lane)
@@ -155,12 +160,17 @@ class Session:
             self.clear = False
             raise RefusedError("the host sends nothing in the clear: both sides must want it", hint=hint)
 
-    def open_lane(self) -> Lane:
+    def open_lane(self, transport: str | None = None) -> Lane:
         """A further stream to the same share, for chunks. Blocks for the handshake."""
         versions = Versions(self.agreed.version, self.agreed.version)
         try:
-            stream, _ = _handshake(
-                self.connection, versions, credential=self._credential, role=ROLE_DATA, clear=self.clear
+            stream, _ = greet(
+                self.connection,
+                versions,
+                transport=transport or self.transport,
+                credential=self._credential,
+                role=ROLE_DATA,
+                clear=self.clear,
             )
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
@@ -306,6 +316,7 @@ class Session:
         """Says goodbye and closes every lane."""
         for lane in self._lanes:
             _part_with(lane)
+        self.connection.close()
 
 
 def _part_with(lane: Lane) -> None:
@@ -329,61 +340,12 @@ def _nameable(directory: RelPath, entries: Entries) -> Entries:
     return entries if room >= MAX_NAME else [entry for entry in entries if len(entry.name) <= room]
 
 
-def _dial(address: tuple[str, int], pin: bytes | None, share: str, limit: Limit) -> TcpConnection:
+def _dial(address: tuple[str, int], share: str, **how: Any) -> AdaptiveConnection:
     try:
-        return TcpConnection(address, pin=pin, limit=limit)
+        return connect(address, **how)
     except CertificateChangedError as why:
         why.hint = (
             f"If you know that the host was set up anew, forget the old one with: headrace peers forget {share} "
             "and connect again with the code."
         )
         raise
-
-
-def _handshake(
-    connection: TcpConnection,
-    versions: Versions,
-    *,
-    code: Code | None = None,
-    credential: Credential | None = None,
-    role: str = ROLE_CONTROL,
-    clear: bool = False,
-) -> tuple[MessageStream, Agreed]:
-    """Runs the handshake on a new stream; closes the stream when it fails."""
-    handshake = ClientHandshake(
-        fingerprint=connection.fingerprint,
-        entropy=os.urandom,
-        code=code,
-        peer=credential.peer if credential else b"",
-        credential=credential.secret if credential else None,
-        versions=versions,
-        # Only bulk is worth what it takes to seal.
-        features=(*FEATURES, SEALED, *([CLEAR] if clear else [])) if role == ROLE_DATA else FEATURES,
-        agent=f"headrace {__version__}",
-        role=role,
-    )
-    stream = connection.open_stream()
-    messages = MessageStream(stream)
-    try:
-        stream.set_timeout(HANDSHAKE_TIMEOUT)
-        stream.set_deadline(HANDSHAKE_TIMEOUT)
-        messages.send_all(handshake.start())
-        while handshake.agreed is None:
-            message, payload = messages.expect()
-            if payload:
-                raise ProtocolError("a payload in the handshake")
-            messages.send_all(handshake.receive(message))
-        if handshake.agreed.seal:
-            stream.seal(handshake.agreed.seal)
-        if CLEAR in handshake.agreed.features:
-            messages.clear = stream
-    except ConnectionLostError as why:
-        messages.close()
-        raise UnreachableError(f"the host hung up before it let us in: {why.message}") from why
-    except BaseException:
-        messages.close()
-        raise
-    messages.enter_session()
-    stream.set_deadline(None)
-    stream.set_timeout(STALL_TIMEOUT)
-    return messages, handshake.agreed

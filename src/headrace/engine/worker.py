@@ -18,7 +18,7 @@ MAX_REQUESTS: Final = 64  # small ones in flight on one lane
 
 
 class Worker:
-    """Used on one thread. A lane that broke needs a new one; what was asked for and did not come is in the queue then.
+    """Used on one thread, for one run.
 
     room: how many chunks it may have in flight now. leaves: whether it should ask for no more and end. Both are asked
     before each request.
@@ -42,16 +42,17 @@ class Worker:
         self._again: deque[Task] = deque()  # on this lane: the host takes it as a sign to look anew
 
     def run(self) -> None:
-        """Until there is no more to do, or it is to leave. Raises ConnectionLostError after it gave back its requests,
+        """Until there is no more to do, or it is to leave. Raises ConnectionLostError, where `give_back` should follow,
         and whatever ends the transfer as a whole."""
         try:
             self._keep_busy()
-        except ConnectionLostError:
-            self._fetcher.give_back(self._window, self._again)
-            raise
         finally:
             if self._window:  # the lane failed; whoever else uses it must find that out, not wait for it
                 self._lane.lock.release()
+
+    def give_back(self) -> None:
+        """After the lane broke: what was asked for and did not come goes back into the queue, for other lanes."""
+        self._fetcher.give_back(self._window, self._again)
 
     def _keep_busy(self) -> None:
         """Holds `lane.lock` as long as there is something in the window."""
@@ -90,7 +91,7 @@ class Worker:
         try:
             self._lane.acquire()
         except ConnectionLostError:
-            self._fetcher.give_back([work], ())
+            self._fetcher.give_back([work], ())  # nothing was asked for yet
             raise
 
     def _compare(self, work: Exclusive) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import queue
+import select
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from headrace.errors import (
@@ -16,14 +21,21 @@ from headrace.errors import (
     HeadraceError,
     UnreachableError,
 )
+from headrace.transport import eyeballs
 from headrace.transport.base import Connection, Stream
+from headrace.transport.pacing import Limit
+from headrace.transport.quic.probe import Probe
+from headrace.transport.tcp_client import TcpConnection
 
 log = logging.getLogger("headrace.transport")
 
+AUTO: Final = "auto"
 TCP: Final = "tcp"
 QUIC: Final = "quic"
 NEAR: Final = 0.005  # seconds of round trip: up to here TCP carries several times what QUIC does from Python
 HEAD_START: Final = 0.03  # seconds that QUIC has before TCP starts as well
+PROBE_TIMEOUT: Final = 1.0  # seconds without an answer after which UDP counts as blocked
+MAX_PROBED: Final = 4  # addresses of one host
 
 # Why TCP was used where QUIC was wanted, since the process started: for metrics.
 FALLBACKS: Final[Counter[str]] = Counter()
@@ -85,7 +97,12 @@ class AdaptiveConnection:
         """The probe says within a round trip whether QUIC can be had and whether it is worth it; TCP starts a moment
         later in any case."""
         told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
-        _on_thread("headrace-probe", lambda: told.put(("probe", probe())))
+
+        def ask() -> None:
+            self._reach = reach = probe()  # also where TCP stood before the answer came: chunks may still go by QUIC
+            told.put(("probe", reach))
+
+        _on_thread("headrace-probe", ask)
         started: set[str] = set()
 
         def start(name: str) -> None:
@@ -101,7 +118,6 @@ class AdaptiveConnection:
                 who, what = "clock", None
             if who == "probe":
                 assert isinstance(what, Reach)
-                self._reach = what
                 if not what.problem and (what.rtt or 0.0) >= NEAR and QUIC not in started:
                     start(QUIC)
                     continue  # the head start goes on
@@ -155,6 +171,11 @@ class AdaptiveConnection:
         return connection
 
     # ---- streams ---------------------------------------------------------------------------------------------------
+
+    @property
+    def transports(self) -> list[str]:
+        """Those that may be used, whether or not they work."""
+        return list(self._dialers)
 
     def others(self) -> list[str]:
         """Transports beside the first that can be tried, as far as is known."""
@@ -223,10 +244,102 @@ def _on_thread(name: str, run: Callable[[], object]) -> None:
     threading.Thread(target=run, name=name, daemon=True).start()
 
 
-def unreachable_by(name: str, why: str) -> Callable[[], Connection]:
-    """A dialer for a transport that this machine does not have."""
+def connect(
+    address: tuple[str, int],
+    *,
+    pin: bytes | None,
+    certificates: Path,
+    limit: Limit | None = None,
+    transport: str = AUTO,
+    congestion: str = "bbr",
+) -> AdaptiveConnection:
+    """Connects to a host. pin: the only fingerprint to accept; None accepts any and then stays with it.
 
-    def dial() -> Connection:
-        raise UnreachableError(f"{name} cannot be used here: {why}")
+    certificates: the folder of those that are known, for QUIC. limit: what all streams together may receive, and send.
+    transport: `auto`, or the only one to use. congestion: `bbr` or `cubic`, for QUIC.
 
-    return dial
+    Raises UnreachableError, CertificateChangedError.
+    """
+    finder = _Finder(address)
+
+    def dial_quic() -> Connection:
+        reach = finder.reach or finder.ask()
+        if reach.problem:
+            raise UnreachableError(f"{address[0]}:{address[1]} cannot be reached by QUIC: {reach.problem[1]}")
+        _load_quic()
+        from headrace.transport.quic.client import QuicConnection
+
+        return QuicConnection(
+            finder.address,
+            pin=pin,
+            certificates=certificates,
+            limit=limit,
+            congestion={"bbr": "bbr1"}.get(congestion, congestion),
+        )
+
+    dialers: dict[str, Callable[[], Connection]] = {
+        QUIC: dial_quic,
+        TCP: lambda: TcpConnection(address, pin=pin, limit=limit),
+    }
+    if transport != AUTO:
+        dialers = {transport: dialers[transport]}
+    return AdaptiveConnection(address, dialers, finder.ask)
+
+
+class _Finder:
+    """Asks all addresses of a host at once whether QUIC passes; the first that answers is the one to dial."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.reach: Reach | None = None
+
+    def ask(self) -> Reach:
+        self.reach = self._ask()
+        return self.reach
+
+    def _ask(self) -> Reach:
+        if importlib.util.find_spec("aiopquic") is None:
+            return Reach(problem=("missing", "the package aiopquic is not installed here"))
+        try:
+            found = eyeballs.resolve(*self.address, socket.SOCK_DGRAM)[:MAX_PROBED]
+        except (OSError, OverflowError, UnicodeError) as why:
+            return Reach(problem=("name", f"the name was not found ({why})"))
+        asking = {Probe((where[0], where[1])): (where[0], where[1]) for _, where in found}
+        end = time.monotonic() + PROBE_TIMEOUT
+        refusal = ""
+        try:
+            while asking and (now := time.monotonic()) < end:
+                for probe, where in list(asking.items()):
+                    result = probe.step()
+                    if result and result.rtt is not None:
+                        self.address = where
+                        return Reach(rtt=result.rtt)
+                    if result:
+                        refusal = result.reason
+                        del asking[probe]
+                if asking:
+                    until = min(end, *(probe.due for probe in asking))
+                    select.select(list(asking), [], [], max(0.0, until - now))
+        finally:
+            for probe in asking:
+                probe.close()
+        if not asking:
+            return Reach(problem=("rejected", f"UDP is rejected there ({refusal})"))
+        return Reach(problem=("silent", f"UDP gets no answer ({PROBE_TIMEOUT:.0f} s)"))
+
+
+def _load_quic() -> None:
+    """Imports what QUIC takes. Not on the calling thread: that one may be left behind when the program ends, and an
+    interpreter that ends in the middle of an import crashes. Raises UnreachableError."""
+    problem: list[str | None] = []
+
+    def load() -> None:
+        from headrace.transport.quic import unavailable
+
+        problem.append(unavailable())
+
+    loading = threading.Thread(target=load, name="headrace-load-quic")
+    loading.start()
+    loading.join()
+    if not problem or problem[0]:
+        raise UnreachableError(f"QUIC cannot be used here: {problem[0] if problem else 'it could not be loaded'}")
