@@ -11,7 +11,7 @@ import select
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ KEEP_ALIVE: Final = 10.0
 CONNECTION_WINDOW: Final = 32 * 1024 * 1024  # bytes; the streams' own credit is what limits
 SOCKET_BUFFER: Final = 4 * 1024 * 1024  # bytes; the system cuts it down to net.core.rmem_max and wmem_max
 TICK: Final = 0.5  # seconds between two looks at what timed out
+AGAIN: Final = 0.002  # seconds until what found no room is tried again
 GOODBYE: Final = 0.5  # seconds that a close may take to reach the wire
 
 _LIVE: weakref.WeakSet[Endpoint] = weakref.WeakSet()
@@ -63,6 +64,7 @@ class Endpoint:
         self.links: dict[int, Link] = {}
         self.counters: Counter[str] = Counter()
         self._on_link, self._on_ready, self._on_end, self._on_tick = on_link, on_ready, on_end, on_tick
+        self._owed: deque[Callable[[], bool]] = deque()
         self._started = False
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe()
@@ -101,6 +103,16 @@ class Endpoint:
     def count(self, name: str) -> None:
         self.counters[name] += 1
 
+    def soon(self, call: Callable[[], bool]) -> None:
+        """Calls now, with the lock, and again until it answers True: aiopquic's command ring may be full for a moment.
+        In the order of asking."""
+        if self._owed or not call():
+            self._owed.append(call)
+
+    def _pay(self) -> None:
+        while self._owed and self._owed[0]():
+            self._owed.popleft()
+
     # ---- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -109,7 +121,7 @@ class Endpoint:
         poller.register(self._wake_read, select.POLLIN)
         due = self.clock() + TICK
         while not self._stopping:
-            poller.poll(TICK * 1000)
+            poller.poll(AGAIN * 1000 if self._owed else TICK * 1000)
             if self._stopping:
                 return
             events = self.native_context.drain_rx()
@@ -117,6 +129,7 @@ class Endpoint:
                 for event in events:
                     self._route(*event)
                 self.native_context.release_batch()
+                self._guarded(self._pay)
                 if self.clock() >= due:
                     due = self.clock() + TICK
                     self._guarded(self._on_tick)

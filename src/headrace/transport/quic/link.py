@@ -71,6 +71,7 @@ class Link:
         self.idle_since = self.began
         self.ready = False
         self.closed: str | None = None  # why, once it is
+        self.ended = False  # whether picoquic is done with it
         self.code = 0  # the peer's, or QUIC's, for closing
         self.resumed = False
         self.peer: tuple[str, int] | None = None
@@ -170,7 +171,7 @@ class Link:
     # ---- for streams ---------------------------------------------------------------------------------------------
 
     def open(self) -> QuicStream:
-        """A new stream of the client's. Nothing is sent yet. Raises ConnectionLostError."""
+        """A new stream of the client's. Nothing is sent yet; `prioritise` may be called. Raises ConnectionLostError."""
         if self.closed:
             raise ConnectionLostError(self.closed)
         inflow = Inflow(lanes.FIRST_TO_CLIENT, lanes.LARGEST_CLIENT_WINDOW)
@@ -184,36 +185,33 @@ class Link:
         self._contexts.add(context)
         return context
 
-    def push(self, stream: QuicStream, data: bytes, *, last: bool = False) -> None:
-        """Puts bytes into the stream's ring, all of them. Raises ConnectionLostError where there is no room, which the
-        caller has made sure of."""
-        if not self._pushed(stream.number, stream, data, last=last):
-            raise ConnectionLostError("the connection has no room for what it should send")
+    def push(self, stream: QuicStream, data: bytes, *, last: bool = False) -> bool:
+        """Puts bytes into the stream's ring, all or none; False where there is no room now.
 
-    def _pushed(self, number: int, stream: QuicStream | None, data: bytes, *, last: bool) -> bool:
+        Raises ConnectionLostError."""
         if self.closed:
             raise ConnectionLostError(self.closed)
-        context = stream.context if stream else 0
-        if not context:
-            context = self._new_context()
-            if stream:
-                stream.context = context
+        if not stream.context:
+            stream.context = self._new_context()
+        return self._pushed(stream.number, stream.context, data, last=last)
+
+    def _pushed(self, number: int, context: int, data: bytes, *, last: bool) -> bool:
         native = self.endpoint.native_context
         answer: int = native.tx_send_atomic(number, data, last, self.connection, context, RING)
         return answer == binding.SENT
 
-    def push_word(self, stream: QuicStream, make: Callable[[int], bytes], count: int) -> bool:
-        """Sends the grant that `make` makes, where there is room."""
-        if self.closed or not stream.sent_any:
-            return False
-        used, _ = self.ring(stream)
-        if used + 2 * lanes.WORD.size > RING:
-            return False
-        return self._pushed(stream.number, stream, make(count), last=False)
+    def push_word(self, stream: QuicStream, word: bytes) -> None:
+        """Sends a grant, as soon as there is room; senders leave some."""
+        self._soon(stream, lambda: self.push(stream, word))
+
+    def _soon(self, stream: QuicStream, call: Callable[[], bool]) -> None:
+        """Once `call` finds room, unless the stream is gone by then."""
+        self.endpoint.soon(lambda: bool(self.closed or stream.released) or call())
 
     def send_certificate(self, der: bytes) -> None:
         """The host's own, as the connection stands."""
-        self._pushed(CERTIFICATE_STREAM, None, der, last=True)
+        context = self._new_context()
+        self.endpoint.soon(lambda: bool(self.closed) or self._pushed(CERTIFICATE_STREAM, context, der, last=True))
 
     def ring(self, stream: QuicStream) -> tuple[int, int]:
         """Bytes that wait in the stream's ring, and all that ever left it."""
@@ -236,7 +234,7 @@ class Link:
         if not stream.sent_any:
             self._forget(stream)
             return
-        self._pushed(stream.number, stream, b"", last=True)
+        self._soon(stream, lambda: self.push(stream, b"", last=True))
         if unread:
             self._command(binding.TX_STOP_SENDING, stream, NO_ERROR)
 
@@ -264,13 +262,18 @@ class Link:
 
     def _command(self, command: int, stream: QuicStream, code: int) -> None:
         native = self.endpoint.native_context
-        try:
-            native.push_tx_event(
-                command, stream.number, error_code=code, cnx_ptr=self.connection, stream_ctx=stream.context
-            )
+
+        def post() -> bool:
+            try:
+                native.push_tx_event(
+                    command, stream.number, error_code=code, cnx_ptr=self.connection, stream_ctx=stream.context
+                )
+            except BufferError:
+                return False
             native.wake_up()
-        except BufferError:  # 2,048 commands wait already: this connection is beyond help
-            self.endpoint.count("quic_commands_dropped")
+            return True
+
+        self._soon(stream, post)
 
     # ---- the path ------------------------------------------------------------------------------------------------
 
@@ -293,11 +296,18 @@ class Link:
         if self.closed:
             return
         native = self.endpoint.native_context
-        try:
-            native.push_tx_event(binding.TX_CLOSE, 0, error_code=code, cnx_ptr=self.connection)
+
+        def post() -> bool:
+            if self.ended:
+                return True
+            try:
+                native.push_tx_event(binding.TX_CLOSE, 0, error_code=code, cnx_ptr=self.connection)
+            except BufferError:
+                return False
             native.wake_up()
-        except BufferError:
-            self.endpoint.count("quic_commands_dropped")
+            return True
+
+        self.endpoint.soon(post)
 
     def fail(self, reason: str) -> None:
         """Every stream fails; nothing is sent any more. picoquic may still be at work with its streams."""
@@ -311,7 +321,7 @@ class Link:
 
     def end(self, reason: str, code: int = 0) -> None:
         """picoquic is done with it. Nothing of aiopquic's is touched from here on."""
-        self.code = code
+        self.code, self.ended = code, True
         self.fail(reason)
         for context in self._contexts:
             self.endpoint.native.stream_ctx_destroy(context)

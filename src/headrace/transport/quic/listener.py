@@ -103,16 +103,17 @@ class QuicListener:
         return link
 
     def _stands(self, link: Link) -> None:
-        endpoint, address = self._endpoint, _host(link.peer)
-        endpoint.count("quic_connections")
+        address = _host(link.peer)
+        self._endpoint.count("quic_connections")
         if self._bind and not _is_any(self._bind) and _host(link.local) != self._bind:
             self._refuse(link, "quic_refused_bind", "it came to another address than the one shared on")
-        elif sum(
-            other.ready and not other.closed and _host(other.peer) == address for other in endpoint.links.values()
-        ) > (self.limits.per_address):
+        elif sum(_host(other.peer) == address for other in self._standing()) > self.limits.per_address:
             self._refuse(link, "quic_refused_address", "it has too many connections")
         else:
             link.send_certificate(self._certificate)
+
+    def _standing(self) -> list[Link]:
+        return [link for link in self._endpoint.links.values() if link.ready and not link.closed]
 
     def _refuse(self, link: Link, counter: str, why: str) -> None:
         self._endpoint.count(counter)

@@ -21,7 +21,6 @@ SPARE: Final = 4 * KIB  # of the ring, kept free for grants: these never wait fo
 ENOUGH: Final = 64 * KIB  # a block that is not worth waiting for a larger one
 NAP_LEAST: Final = 0.0002  # seconds
 NAP_MOST: Final = 0.005
-GRANT_AGAIN: Final = 0.05  # seconds until a grant that found no room is tried again
 BULK: Final = 8  # priorities: the lower goes first; even ones take turns (RFC 9218's incremental)
 URGENT: Final = 2
 
@@ -143,12 +142,25 @@ class QuicStream:
 
     def _put(self, pieces: list[memoryview], count: int) -> None:
         block = b"".join([WORD.pack(count), *pieces])
+        self._push(block)
         with self._lock:
-            self._check_sending()
-            self._link.push(self, block)
-            self.sent_any = True
             self._credit -= count
-            self.bytes_out += len(block)
+        self.bytes_out += len(block)
+
+    def _push(self, data: bytes) -> None:
+        since = time.monotonic()
+        while True:
+            with self._lock:
+                self._check_sending()
+                if self._link.push(self, data):
+                    self.sent_any = True
+                    return
+                patience = self._patience(since)
+            if patience <= 0:
+                self._stalled(sending=True)
+                since = time.monotonic()
+            # Thousands of commands wait for picoquic's thread. It does not say when it has taken them.
+            time.sleep(min(NAP_MOST, max(patience, NAP_LEAST)))
 
     def _check_sending(self) -> None:
         if self._aborted:
@@ -175,7 +187,7 @@ class QuicStream:
                 if self.closed:
                     raise ConnectionLostError("this side has closed the connection")
                 filled = self._inflow.take(into)
-                owed = self._grant()
+                self._grant()
                 if filled:
                     break
                 if self._ended:
@@ -184,7 +196,7 @@ class QuicStream:
                     raise ConnectionLostError(self._failure)
                 patience = self._patience(since)
                 if patience > 0:
-                    self._readable.wait(min(patience, GRANT_AGAIN) if owed else patience)
+                    self._readable.wait(patience)
                     continue
             self._stalled(sending=False)
             since = time.monotonic()
@@ -192,20 +204,18 @@ class QuicStream:
             self.pace_in.pay(filled)
         return filled
 
-    def _grant(self) -> bool:
-        """Grants what is due; whether there was no room to say so."""
+    def _grant(self) -> None:
+        """Grants what is due."""
         count = self._inflow.due()
         if not count or self._ended or self._failure or self.released:
-            return False
-        if not self._link.push_word(self, self._inflow.grant, count):
-            return True
+            return
+        self._link.push_word(self, self._inflow.grant(count))
         now = time.monotonic()
         rtt = self._link.rtt()
         # Half a window within two round trips: it is the window that holds the sender up.
         if rtt and now - self._granted_at < 2 * rtt:
             self._inflow.grow()
         self._granted_at = now
-        return False
 
     # ---- waiting -------------------------------------------------------------------------------------------------
 
