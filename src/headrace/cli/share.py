@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headrace.cli import options, output, reach, signals
-from headrace.cli.text import human_rate, human_seconds, human_size
+from headrace.cli.text import human_limit, human_rate, human_seconds, human_size
 from headrace.client.target import parse_code
 from headrace.errors import printable
 
@@ -49,6 +49,7 @@ def share(
     """
     common = context.ensure_object(options.Common)
     events = output.Events() if common.json else None
+    reporter = _Reporter(events)
     if not common.quiet:
         log.setLevel(logging.INFO)  # who comes and what goes is what somebody who shares wants to see
     with output.telling(events):
@@ -66,20 +67,25 @@ def share(
             data_plane=data_plane,
             buffers=buffers,
             io=io,
-            on_event=_Reporter(events).report,
+            on_event=reporter.report,
         )
 
-    def begin() -> None:
-        server.start()
-        if events:
-            events.emit(_ready(server))
-        else:
-            with contextlib.suppress(output.ReaderGoneError):  # it was read as far as somebody cared to
-                output.write_text(_announcement(server))
-                output.flush()
+    with contextlib.ExitStack() as while_it_runs:
 
-    stopped = signals.wait_for_one(begin)
-    server.stop()
+        def begin() -> None:
+            server.start()
+            if events:
+                events.emit(_ready(server))
+            else:
+                with contextlib.suppress(output.ReaderGoneError):  # it was read as far as somebody cared to
+                    output.write_text(_announcement(server))
+                    output.flush()
+            from headrace.cli.live import LiveShare, open_to_status  # only now: nobody waits for it
+
+            while_it_runs.enter_context(open_to_status(LiveShare(server, reporter.report), "share"))
+
+        stopped = signals.wait_for_one(begin)
+        server.stop()
     if not common.quiet:
         output.note("stopped")
     raise stopped
@@ -135,6 +141,9 @@ class _Reporter:
             log.info("%s", _peer(event))
         elif event["event"] == "transfer":
             log.info("%s", _transfer(event))
+        elif event["event"] == "limit":
+            limits = (human_limit(event["limit_rate"]), human_limit(event["limit_peer"]))
+            log.info("limits are now: %s in all, %s each peer", *limits)
 
 
 def _peer(event: dict[str, Any]) -> str:

@@ -21,6 +21,11 @@ def human_rate(per_second: float) -> str:
     return f"{per_second:.0f} B/s" if per_second < 999.5 else _scaled(per_second, 1000, _RATES)
 
 
+def human_limit(per_second: float | None) -> str:
+    """A rate limit, in the units in which it is given: 640 B/s, 20.0 MiB/s, no limit."""
+    return "no limit" if per_second is None else f"{human_size(round(per_second))}/s"
+
+
 def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
     value /= step
     # 999.95 would be shown as 1000.0: such a value belongs to the next unit.

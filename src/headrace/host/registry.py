@@ -156,5 +156,5 @@ def _view(identity: bytes, peer: _Peer, now: float) -> PeerView:
         connections=len(peer.streams),
         bytes_sent=peer.sent + sum(stream.bytes_out for stream in peer.streams),
         bytes_received=peer.received + sum(stream.bytes_in for stream in peer.streams),
-        seconds=now - peer.since,
+        seconds=round(now - peer.since, 3),
     )

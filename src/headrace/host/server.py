@@ -80,6 +80,7 @@ class ShareServer:
         self.limit = Limit(limit_rate)
         self.registry = Registry(limit_peer)
         self.limit_peer = self.registry.limits
+        self.transports: tuple[str, ...] = (TcpStream.transport,)  # by which it can be reached
         self._io = platform_io(io)
         self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace import config
-from headrace.errors import BY_CODE, HeadraceError, UnreachableError, printable
+from headrace.errors import BY_CODE, HeadraceError, NotFoundError, UnreachableError, printable
 
 log = logging.getLogger("headrace.control")
 
@@ -36,13 +36,14 @@ class Found:
     path: Path
 
 
-class GoneError(UnreachableError):
+class GoneError(NotFoundError):
     """The program has ended."""
 
 
 def find(home: Path | None = None) -> list[Found]:
-    """The sockets of this home, in the order of kind and pid. Whether somebody answers there, `ask` finds out."""
-    return sorted(_sockets((home or config.home()) / FOLDER), key=lambda found: (found.kind, found.pid))
+    """The sockets of this home, shares first, then by pid. Whether somebody answers there, `ask` finds out."""
+    sockets = _sockets((home or config.home()) / FOLDER)
+    return sorted(sockets, key=lambda found: (found.kind != "share", found.pid))
 
 
 def ask(found: Found, request: Mapping[str, Any], *, patience: float = PATIENCE) -> Answer:
