@@ -36,10 +36,10 @@ def to_standard_output(target: Target, common: options.Common, offset: int = 0, 
 
         session = reach.connect(target, common)
         sessions.append(session)
-        for piece in read_range(session, target.path, offset, length):
-            output.write(piece)
-        output.flush()
-        session.close()
+        with session:
+            for piece in read_range(session, target.path, offset, length):
+                output.write(piece)
+            output.flush()
 
     signals.run(work, cancel=abort(sessions))
 

@@ -156,14 +156,13 @@ class _Get:
         from headrace.client.get import Transfer
 
         session = self._session = reach.connect(self._target, self._common)
-        self._show.connected(session)
-        transfer = Transfer(session, self._target.path, self._dest, self._chosen, self._show.event)
-        self._transfer = transfer
-        if self._cancelled.is_set():
-            raise StoppedError("stopped")
-        result = transfer.run()
-        session.close()
-        return result
+        with session:
+            self._show.connected(session)
+            transfer = Transfer(session, self._target.path, self._dest, self._chosen, self._show.event)
+            self._transfer = transfer
+            if self._cancelled.is_set():
+                raise StoppedError("stopped")
+            return transfer.run()
 
     def _cancel(self) -> None:
         self._cancelled.set()

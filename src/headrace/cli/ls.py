@@ -44,10 +44,10 @@ def ls(common: options.Common, target: str, long: bool, recursive: bool) -> None
         session = reach.connect(wanted, common)
         sessions.append(session)
         unread = _Unread()
-        for path, entry in _found(session, wanted, unread, recursive=recursive, in_order=not common.json):
-            output.write(printer(path, entry))
-        output.flush()
-        session.close()
+        with session:
+            for path, entry in _found(session, wanted, unread, recursive=recursive, in_order=not common.json):
+                output.write(printer(path, entry))
+            output.flush()
         unread.raise_if_any()
 
     signals.run(work, cancel=abort(sessions))

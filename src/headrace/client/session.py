@@ -7,7 +7,8 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from headrace import config
 from headrace.client.greeting import Credential, greet
@@ -130,14 +131,16 @@ class Session:
 
     @classmethod
     def _with_credential(cls, connection: AdaptiveConnection, credential: Credential, versions: Versions) -> Session:
-        stream, agreed = greet(connection, versions, credential=credential)
+        with _ending(connection):
+            stream, agreed = greet(connection, versions, credential=credential)
         return cls(connection, stream, agreed, credential)
 
     @classmethod
     def _with_code(
         cls, connection: AdaptiveConnection, code: Code, versions: Versions, pins: Pins, label: str
     ) -> Session:
-        stream, agreed = greet(connection, versions, code=code)
+        with _ending(connection):
+            stream, agreed = greet(connection, versions, code=code)
         assert agreed.keys is not None
         try:
             pins.add(agreed.keys, code, connection.fingerprint, label)
@@ -312,6 +315,24 @@ class Session:
         """From any thread: whatever waits for the host fails at once."""
         self.connection.abort()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if why is None:
+            self.close()
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """After a failure: ends everything at once, and frees it."""
+        self.abort()
+        for lane in list(self._lanes):
+            lane.messages.close()
+        self.connection.close()
+
     def close(self) -> None:
         """Says goodbye and closes every lane."""
         for lane in self._lanes:
@@ -338,6 +359,17 @@ def _nameable(directory: RelPath, entries: Entries) -> Entries:
         return []
     room = MAX_PATH - len(bytes(directory)) - 1
     return entries if room >= MAX_NAME else [entry for entry in entries if len(entry.name) <= room]
+
+
+@contextlib.contextmanager
+def _ending(connection: AdaptiveConnection) -> Iterator[None]:
+    """The connection ends where what is inside fails."""
+    try:
+        yield
+    except BaseException:
+        connection.abort()
+        connection.close()
+        raise
 
 
 def _dial(address: tuple[str, int], share: str, **how: Any) -> AdaptiveConnection:
