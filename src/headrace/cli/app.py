@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "get": Listed("Fetch a file or a tree; resumes by default.", ("receive",)),
     "cat": Listed("Write a file's bytes to standard output."),
     "doctor": Listed("What this machine can do for transfers, and where the time goes on the way to a share."),
+    "cache": Listed("What lies on this machine's disks already, and is not fetched again."),
     "status": Listed("What runs on this machine: shares, their peers, transfers, rates; and new limits for them."),
     "peers": Listed("The hosts and peers this machine knows, and how to forget one."),
     "completion": Listed("Print a shell's completion script."),

@@ -211,7 +211,8 @@ class Seeder:
 
 
 def _unreadable(path: bytes, why: OSError) -> LocalFileError:
-    return LocalFileError(f"{label(path)} cannot be read ({why.strerror or why})", hint="Check its permissions.")
+    hint = "Check its permissions." if isinstance(why, PermissionError) else "Leave it out, or check its disk."
+    return LocalFileError(f"{label(path)} cannot be read ({why.strerror or why})", hint=hint)
 
 
 def _changed(path: bytes) -> SourceChangedError:
