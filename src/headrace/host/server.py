@@ -10,7 +10,7 @@ import resource
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -18,10 +18,11 @@ from typing import Final, Self
 from headrace import config
 from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
-from headrace.errors import LocalDiskError, UsageError
+from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
 from headrace.host.guesses import GuessLimit
 from headrace.host.registry import Registry
-from headrace.host.session import Event, Share, serve
+from headrace.host.session import Event, Served, Share, serve
+from headrace.host.udp import UdpSide, fall_back
 from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
@@ -37,6 +38,8 @@ log = logging.getLogger("headrace.host")
 BACKLOG: Final = 256
 MAX_CONNECTIONS: Final = 1024  # each costs a thread; further ones are turned away at once
 STOP_TIMEOUT: Final = 5.0
+TRANSPORTS: Final = frozenset({"tcp", "quic"})
+_TRIES: Final = 8  # free TCP ports that are looked at until one is free for UDP as well
 _PORT_ERRORS: Final = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
 
 
@@ -62,6 +65,7 @@ class ShareServer:
         io: str = "auto",
         limit_rate: float | None = None,
         limit_peer: float | None = None,
+        transports: Collection[str] = TRANSPORTS,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -70,6 +74,8 @@ class ShareServer:
         all clients together. io: how files are read, see storage.platform.
         limit_rate: bytes a second sent to all clients together, and as many received; `limit.rate` changes it later.
         limit_peer: the same for each peer by itself, all its connections together; `limit_peer.rate` changes it later.
+        transports: `tcp`, and `quic` for UDP on the same port number beside it; where that cannot be had, a warning
+        says so once and the share goes on by TCP.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -80,7 +86,6 @@ class ShareServer:
         self.limit = Limit(limit_rate)
         self.registry = Registry(limit_peer)
         self.limit_peer = self.registry.limits
-        self.transports: tuple[str, ...] = (TcpStream.transport,)  # by which it can be reached
         self._io = platform_io(io)
         self._tree = SharedTree.open(paths, name, self._io)
         identity = Identity.load_or_create(home)
@@ -99,15 +104,43 @@ class ShareServer:
             on_event=on_event,
         )
         self._context = server_context(str(identity.file))
-        self._listener = _listen(bind, port)
-        self.port: int = self._listener.getsockname()[1]
         self._bind = bind
-        self._threads: dict[threading.Thread, TcpStream] = {}
+        self._listener, self._udp = self._open(identity, port, transports)
+        self.port: int = self._listener.getsockname()[1]
+        self._threads: dict[threading.Thread, Served] = {}
         self._lock = threading.Lock()
         self._stopping = False
         # A quarter of the descriptors for connections; the rest for the files that they read.
         self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._accepting = threading.Thread(target=self._accept, name="headrace-accept", daemon=True)
+
+    def _open(self, identity: Identity, port: int, transports: Collection[str]) -> tuple[socket.socket, UdpSide | None]:
+        """A listening TCP socket and what holds the same number for UDP."""
+        if "tcp" not in transports or not TRANSPORTS.issuperset(transports):
+            raise UsageError("a share is reached by tcp, and by quic beside it")
+        listener = _listen(self._bind, port)
+        if "quic" not in transports:
+            return listener, None
+        refused: list[socket.socket] = []  # kept open meanwhile, so that each try gets another number
+        try:
+            while True:
+                number = listener.getsockname()[1]
+                try:
+                    return listener, UdpSide(port=number, bind=self._bind, identity=identity, on_stream=self._offered)
+                except OSError as why:
+                    if port or len(refused) >= _TRIES:
+                        fall_back(f"UDP port {number} cannot be used ({why.strerror or why})")
+                        return listener, None
+                    refused.append(listener)
+                    listener = _listen(self._bind, 0)
+        finally:
+            for sock in refused:
+                sock.close()
+
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """By which it can be reached, as far as is known; QUIC's part is sure a second after the start."""
+        return ("tcp", "quic") if self._udp and not self._udp.problem else ("tcp",)
 
     @property
     def name(self) -> str:
@@ -127,6 +160,8 @@ class ShareServer:
 
     def start(self) -> None:
         self._accepting.start()
+        if self._udp:
+            self._udp.start()
 
     def stop(self) -> None:
         """Stops accepting, ends every session, joins the threads. May be called again."""
@@ -144,6 +179,8 @@ class ShareServer:
             self._accepting.join(STOP_TIMEOUT)
         for thread in serving:
             thread.join(STOP_TIMEOUT)
+        if self._udp:
+            self._udp.stop()
         self._tree.close()
         self._io.close()
 
@@ -166,10 +203,7 @@ class ShareServer:
                     log.warning("a connection could not be accepted: %s", why)
                     threading.Event().wait(0.1)
                 continue
-            with self._lock:
-                full = len(self._threads) >= self._most
-            if full or self._stopping:
-                log.warning("turned %s away: %d connections are open", address[0], self._most)
+            if self._full(str(address[0])):
                 sock.close()
                 continue
             self._serve(sock, str(address[0]).removeprefix("::ffff:"))
@@ -182,6 +216,23 @@ class ShareServer:
             log.debug("connection from %s ended at once: %s", address, why)
             sock.close()
             return
+        if not self._begin(stream, address):
+            sock.close()
+
+    def _offered(self, stream: Served, address: str) -> None:
+        """A stream that came by QUIC; called by QUIC's thread. ConnectionLostError turns it away."""
+        if self._full(address) or not self._begin(stream, address):
+            raise ConnectionLostError("the host takes no more connections")
+
+    def _full(self, address: str) -> bool:
+        with self._lock:
+            full = len(self._threads) >= self._most
+        if full:
+            log.warning("turned %s away: %d connections are open", address, self._most)
+        return full or self._stopping
+
+    def _begin(self, stream: Served, address: str) -> bool:
+        """Serves a stream on a thread of its own; whether it could be started."""
         thread = threading.Thread(target=self._run, args=(stream, address), name=f"headrace-{address}", daemon=True)
         with self._lock:
             self._threads[thread] = stream
@@ -191,9 +242,10 @@ class ShareServer:
             log.warning("turned %s away: %s", address, why)
             with self._lock:
                 del self._threads[thread]
-            sock.close()
+            return False
+        return True
 
-    def _run(self, stream: TcpStream, address: str) -> None:
+    def _run(self, stream: Served, address: str) -> None:
         try:
             serve(stream, self._share, address)
         except Exception:

@@ -24,6 +24,7 @@ from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
 from headrace.transport.pacing import Limit, pace
+from headrace.transport.quic.stream import QuicStream
 from headrace.transport.tcp import STALL_TIMEOUT, TcpStream
 from headrace.transport.trust import Peers
 
@@ -31,6 +32,7 @@ log = logging.getLogger("headrace.host")
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 Event = dict[str, Any]
+Served = TcpStream | QuicStream
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,25 @@ class _Policy:
             log.warning("the pairing with %s lasts only as long as this share: %s", self._address, why)
 
 
-def serve(stream: TcpStream, share: Share, address: str) -> None:
+def serve(stream: Served, share: Share, address: str) -> None:
     """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
     messages = MessageStream(stream)
     pace(stream, share.limit)
     try:
         stream.set_timeout(HANDSHAKE_TIMEOUT)
         stream.set_deadline(HANDSHAKE_TIMEOUT)
-        stream.handshake(HANDSHAKE_TIMEOUT)
-        agreed = _handshake(messages, share, address)
-        if agreed.seal:
-            stream.seal(agreed.seal)
-        if CLEAR in agreed.features:
-            messages.clear = stream
+        if isinstance(stream, TcpStream):
+            stream.handshake(HANDSHAKE_TIMEOUT)
+            # Two ways around TLS's records. QUIC has none.
+            agreed = _handshake(messages, share, address, (SEALED, *([CLEAR] if share.clear else [])))
+            if agreed.seal:
+                stream.seal(agreed.seal)
+            if CLEAR in agreed.features:
+                messages.clear = stream
+        else:
+            agreed = _handshake(messages, share, address)
+            if agreed.role == ROLE_CONTROL:
+                stream.hurry()
         stream.set_deadline(None)
         stream.set_timeout(STALL_TIMEOUT)
         # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
@@ -120,7 +128,8 @@ def serve(stream: TcpStream, share: Share, address: str) -> None:
         stream.close()
 
 
-def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
+def _handshake(messages: MessageStream, share: Share, address: str, features: tuple[str, ...] = ()) -> Agreed:
+    """features: what this transport has beside those of all."""
     policy = _Policy(share, address)
     handshake = HostHandshake(
         code=share.code,
@@ -129,7 +138,7 @@ def _handshake(messages: MessageStream, share: Share, address: str) -> Agreed:
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
-        features=(*FEATURES, SEALED, *([CLEAR] if share.clear else [])),
+        features=(*FEATURES, *features),
         agent=share.agent,
     )
     try:
