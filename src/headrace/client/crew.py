@@ -19,11 +19,12 @@ from headrace.engine.lane import Lane
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Lane as Counters
 from headrace.engine.worker import Worker
-from headrace.errors import ConnectionLostError
+from headrace.errors import ConnectionLostError, HeadraceError
 
 log = logging.getLogger("headrace.get")
 
 TICK: Final = 0.05  # seconds between two looks at what was delivered
+STALLED: Final = 10.0  # seconds without a byte on any lane, after which a new connection is tried beside the old ones
 ATTEMPTS: Final = 3  # at a transport that broke, before the other one carries everything
 FIRST_ROOM: Final = 1  # chunks in flight on the control lane, while the others are being opened
 
@@ -78,6 +79,9 @@ class Crew:
         self._members: list[_Member] = []
         self._ended = threading.Condition(self._lock)
         self._delivered = 0
+        self._scout: threading.Thread | None = None
+        self._arrived = -1  # bytes on the lanes of now, and since when there are no more
+        self._arrived_at = clock()
         self._reason = pool.reason
         self.most = 0  # lanes at once
 
@@ -113,6 +117,7 @@ class Crew:
             self._delivered = delivered
             self._outage.over()
         self._observe_transports(delivered)
+        self._watch()
         rtts = [lane.messages.stream.rtt() for member in self._all() if (lane := member.lane)]
         self._pool.observe(self._clock(), delivered, min((rtt for rtt in rtts if rtt), default=None))
         if self._pool.reason != self._reason:
@@ -123,6 +128,34 @@ class Crew:
                 self._pool.connections,
                 self._reason,
             )
+
+    # ---- a path that went away without a word --------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Another address of this machine, another network: the old connections wait for a long time then, and a new
+        one stands at once. It is tried when nothing came for a while; where it stands, the old ones are given up."""
+        lanes = [lane for member in self._all() if (lane := member.lane)]
+        arrived = sum(lane.messages.stream.bytes_in for lane in lanes)
+        now = self._clock()
+        if arrived != self._arrived or not lanes or self._outage.lasts:
+            self._arrived, self._arrived_at = arrived, now
+        elif now - self._arrived_at >= STALLED and not (self._scout and self._scout.is_alive()):
+            self._arrived_at = now
+            self._scout = threading.Thread(target=self._look_for_another, args=(lanes, arrived), daemon=True)
+            self._scout.start()
+
+    def _look_for_another(self, lanes: list[Lane], arrived: int) -> None:
+        try:
+            self._session.release(self._session.open_lane())
+        except HeadraceError as why:
+            log.info("nothing arrives, and no new connection can be had either: %s", why.message)
+            return
+        if sum(lane.messages.stream.bytes_in for lane in lanes) == arrived:
+            log.warning("nothing arrived for %.0f s while a new connection stood at once; going on by that", STALLED)
+            for lane in lanes:
+                lane.messages.abort()
+
+    # ---- by which transport --------------------------------------------------------------------------------------
 
     def _observe_transports(self, delivered: int) -> None:
         choice = self._choice
