@@ -44,13 +44,15 @@ class Lane:
         one encryption and one system call for many small requests."""
         self._unsent.append(request)
 
-    def wait(self) -> None:
-        """Until the head of the next answer is here; `part` then gives it. Raises as `part` does.
+    def wait(self) -> int:
+        """Until the head of the next answer is here; `part` then gives it. The length of its payload. Raises as `part`
+        does.
 
         Who takes a buffer for the payload only after this never holds one while the host waits for one itself.
         """
         if self._arrived is None:
             self._arrived = self._receive()
+        return self._arrived[1]
 
     def part(self) -> tuple[Message, int]:
         """Sends what was posted, then receives the next part of the oldest request's answer, and its payload's length.

@@ -75,7 +75,8 @@ class Worker:
                 job = work.job
                 fetcher.exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
             elif window:
-                lane.wait()
+                if lane.wait() and not self._counters.bytes_received:
+                    fetcher.progress.first_byte()
                 task = window[0]
                 # What goes to a part file piece by piece needs no more room than one, which stays in the cache.
                 room = min(task.length, PIECE) if task.job.partial else task.length
@@ -120,8 +121,6 @@ class Worker:
 
         def write(position: int, piece: memoryview) -> None:
             counters.bytes_received += len(piece)
-            if counters.bytes_received == len(piece):
-                self._fetcher.progress.first_byte()
             if partial and not broken:
                 try:
                     partial.write(task.offset + position, piece)

@@ -33,7 +33,7 @@ AUTO: Final = "auto"
 TCP: Final = "tcp"
 QUIC: Final = "quic"
 NEAR: Final = 0.005  # seconds of round trip: up to here TCP carries several times what QUIC does from Python
-HEAD_START: Final = 0.03  # seconds that QUIC has before TCP starts as well
+HEAD_START: Final = 0.01  # seconds that QUIC has before TCP starts as well
 PROBE_TIMEOUT: Final = 1.0  # seconds without an answer after which UDP counts as blocked
 MAX_PROBED: Final = 4  # addresses of one host
 
