@@ -64,7 +64,8 @@ def lines(snapshots: list[Snapshot]) -> list[str]:
 
 
 def _share(share: Snapshot) -> list[str]:
-    transports = ", ".join(_text(one) for one in share.get("transports", ()))
+    found = share.get("transports")
+    transports = ", ".join(map(_text, found)) if isinstance(found, list) else "?"
     head = [
         f"share {_text(share.get('name'))}",
         f"code {_text(share.get('share'))}-…",
