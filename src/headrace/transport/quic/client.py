@@ -40,7 +40,8 @@ class _Dial:
         """cafile: the only certificate to accept; None accepts any. Raises UnreachableError."""
         family, address = where
         self.link: Link | None = None
-        self.endpoint = Endpoint(on_link=self._linked)
+        self._where = where
+        self.endpoint = Endpoint(on_link=self._linked, on_tick=self._look_at_route)
         self.endpoint.start(
             stream_window=STREAM_WINDOW,
             streams=1,
@@ -57,6 +58,25 @@ class _Dial:
     def _linked(self, endpoint: Endpoint, connection: int) -> Link:
         self.link = Link(endpoint, connection, on_stream=None)
         return self.link
+
+    def _look_at_route(self) -> None:
+        """Called by the endpoint's thread, with the lock. picoquic goes on to send from an address that this machine no
+        longer has, and would find out after half a minute. Dialling anew is what helps, and it resumes."""
+        link = self.link
+        if (
+            link
+            and link.ready
+            and not link.closed
+            and link.local
+            and source_address(self._where)
+            not in (
+                None,
+                link.local[0],
+            )
+        ):
+            self.endpoint.count("quic_address_changed")
+            link.close()
+            link.fail("this machine's network address changed")
 
     def stands(self, end: float) -> Link:
         """Waits until the handshake is over. end: by time.monotonic. Raises UnreachableError, _RefusedHereError."""
@@ -90,6 +110,17 @@ class _Dial:
                 if link.certificate_whole:
                     return bytes(link.certificate)
                 self.endpoint.changed.wait(left)
+
+
+def source_address(where: eyeballs.Address) -> str | None:
+    """The address from which this machine would send there now; None where it has no way. Sends nothing."""
+    try:
+        with socket.socket(where[0], socket.SOCK_DGRAM) as sock:
+            sock.connect(where[1])
+            address: str = sock.getsockname()[0]
+            return address
+    except OSError:
+        return None
 
 
 class _RefusedHereError(UnreachableError):

@@ -1,0 +1,118 @@
+"""One datagram says whether UDP passes and a QUIC host listens."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.transport.identity import Identity
+from headrace.transport.quic import unavailable
+from headrace.transport.quic.probe import OPEN, REJECTED, RESERVED_VERSION, SILENT, SIZE, Probe, is_answer, probe
+
+
+def test_open(tmp_path: Path) -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
+    from .quic_hosts import hosting
+
+    with hosting(Identity.load_or_create(tmp_path)) as host:
+        result = probe(("127.0.0.1", host.port), timeout=5)
+    assert result.outcome == OPEN
+    assert result.rtt is not None
+    assert 0 < result.rtt < 5
+
+
+def test_rejected() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    result = probe(("127.0.0.1", port), timeout=5)
+    assert (result.outcome, result.rtt) == (REJECTED, None)
+    assert "refused" in result.reason.lower()
+
+
+def test_silent_and_asked_more_than_once() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        assert probe(sock.getsockname(), timeout=0.4).outcome == SILENT
+        first, second = sock.recv(2000), sock.recv(2000)
+    assert len(first) == SIZE
+    assert first == second
+    assert first[1:5] == RESERVED_VERSION.to_bytes(4, "big")
+
+
+def test_who_answers_something_else_is_silent() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        asking = Probe(sock.getsockname())
+        try:
+            assert asking.step() is None
+            _, who = sock.recvfrom(2000)
+            for wrong in (b"", b"\x80", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(1200)):
+                sock.sendto(wrong, who)
+            assert asking.step() is None
+        finally:
+            asking.close()
+
+
+def test_a_name_that_is_none_is_rejected() -> None:
+    assert probe(("no-such-host.invalid", 1)).outcome == REJECTED
+    assert probe(("127.0.0.1", 1 << 20)).outcome in (REJECTED, SILENT)
+
+
+def test_it_is_sent_again_when_the_clock_says_so() -> None:
+    now = 0.0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        asking = Probe(sock.getsockname(), clock=lambda: now)
+        try:
+            sent = []
+            for tick in range(120):  # a second and a fifth
+                now = tick / 100
+                asking.step()
+                try:
+                    sock.recv(2000)
+                    sent.append(now)
+                except BlockingIOError:
+                    pass
+        finally:
+            asking.close()
+    assert sent == [0.0, 0.25, 0.75]
+
+
+OURS, THEIRS = b"o" * 8, b"t" * 8
+ANSWER = b"\xc0\0\0\0\0\x08" + OURS + b"\x08" + THEIRS + b"\0\0\0\1"
+
+
+@pytest.mark.parametrize(
+    ("datagram", "good"),
+    [
+        (ANSWER, True),
+        (ANSWER + b"\x6b\x33\x43\xcf", True),
+        (ANSWER[:-4], False),  # no version at all
+        (ANSWER[:-1], False),
+        (b"\x40" + ANSWER[1:], False),  # a short header
+        (ANSWER[:1] + b"\0\0\0\1" + ANSWER[5:], False),
+        (ANSWER.replace(OURS, b"x" * 8), False),
+        (ANSWER.replace(THEIRS, b"x" * 8), False),
+        (b"", False),
+    ],
+)
+def test_only_version_negotiation_for_our_own_packet_is_an_answer(datagram: bytes, good: bool) -> None:
+    assert is_answer(datagram, ours=OURS, theirs=THEIRS) is good
+
+
+def test_nothing_heavy_is_imported_for_it() -> None:
+    code = (
+        "import sys, headrace.transport.quic, headrace.transport.quic.probe, headrace.host.server, "
+        "headrace.transport.adaptive\n"
+        "heavy = {'asyncio', 'aiopquic', 'certifi'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
