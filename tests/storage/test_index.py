@@ -553,6 +553,60 @@ def test_an_index_that_was_set_aside_under_us_is_left_for_the_new_one(home: Path
         assert index.stats().entries == 10
 
 
+@pytest.mark.parametrize("where", ["write", "lookup"])
+def test_a_disk_that_damages_every_database_turns_it_off(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def damaged(*arguments: object) -> None:
+        raise index_file.IndexDamagedError("injected")
+
+    monkeypatch.setattr(index_db.Database, where, damaged)
+    with ChunkIndex(home) as index:
+        if where == "write":
+            assert index.add(*a_file(tmp_path), some_chunks(1))
+            assert not index.flush()
+        else:
+            assert [index.lookup([os.urandom(32)]) for _ in range(5)] == [{}] * 5
+        assert index.off is not None
+        assert "damaged 4 times" in index.off.message
+
+    told = warnings(caplog)
+    assert len(told) == 4, "three that were set aside, and the end of it"
+    assert "off" in told[-1]
+
+
+def test_a_fault_of_the_writer_itself_turns_the_index_off_and_nobody_waits(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(*arguments: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(index_db.Database, "write", fault)
+    with ChunkIndex(home) as index:
+        index.add(*a_file(tmp_path), some_chunks(1))
+        assert not index.flush(30)
+        assert index.off is not None
+        assert "unexpected RuntimeError: injected" in index.off.message
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_look_up_that_has_to_wait_too_long_finds_nothing_and_says_so_once(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(*arguments: object) -> None:
+        raise index_file.IndexBusyError("injected")
+
+    chunks = a_full_one(home, tmp_path)
+    with ChunkIndex(home) as index:
+        with monkeypatch.context() as patched:
+            patched.setattr(index_db.Database, "lookup", busy)
+            assert index.lookup(hashes_of(chunks)) == {}
+            assert index.lookup(hashes_of(chunks)) == {}
+        assert len(warnings(caplog)) == 1
+        assert index.off is None
+        assert len(index.lookup(hashes_of(chunks))) == 3000
+
+
 def test_one_of_a_newer_version_is_left_alone(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chunks = a_full_one(home, tmp_path)
     with sqlite3.connect(home / FILE) as sql:

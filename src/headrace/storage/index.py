@@ -17,10 +17,13 @@ index's own, and a change for which its queue has no room is dropped and counted
     if places.get(hash) and copier.fill(index, places[hash], fd, offset, length):
         partial.commit(number, hash)                 # counts as bytes_reused
     else:
-        ...                                          # fetch it: what is at its place in the part file is undefined
+        ...                                          # fetch it: what is in its range of the part file is undefined
     ...
     # the file is finished and has its name: renaming changes its ctime, so an earlier fstat would not do
     index.add(path, os.stat(path, follow_symlinks=False), [(offset, length, hash), ...], whole=True)
+
+The part file is its Partial's: that has to say that the range is about to be something else, as it does for `write`,
+map OSError, and reserve nothing before it, since a clone takes no space.
 
 Paths are bytes and absolute. Offsets and lengths are in bytes, hashes are BLAKE3. Chunks of up to MIN_LENGTH bytes and
 whole chunks of zeros are not worth an entry and are left out. `headrace cache` looks at the same index
@@ -123,6 +126,8 @@ class ChunkIndex:
 
         Blocks for as long as reading takes, about 5 µs a hash.
         """
+        if not hashes:
+            return {}
         found = self._read(lambda database: database.lookup(hashes)) or {}
         self.count(asked=len(hashes), found=len(found))
         return found

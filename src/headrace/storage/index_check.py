@@ -57,11 +57,11 @@ def verify(index: ChunkIndex, *, read: bool, stop: Callable[[], bool], moved: Ca
         if verdict == "unreadable":
             checked.unreadable += 1
         elif verdict:
-            index.forget(Place(file, 0, 0, b""))
             if verdict == "different":
                 checked.different.append(file.path)
             else:
                 checked.stale += 1
+            _forget(index, file, checked)
         moved(checked)
     index.flush()
     return checked
@@ -79,9 +79,7 @@ def gc(index: ChunkIndex, *, stop: Callable[[], bool], moved: Callable[[Checked]
         checked.files += 1
         if _look(file) not in ("", "unreadable"):
             checked.stale += 1
-            index.forget(Place(file, 0, 0, b""))
-            if not checked.stale % _FILES:  # so that the queue stays short
-                index.flush()
+            _forget(index, file, checked)
         moved(checked)
     index.flush()
     with index.database() as database:
@@ -101,6 +99,12 @@ def _files(index: ChunkIndex) -> Iterator[IndexedFile]:
         if len(files) < _FILES:
             return
         last = files[-1].id
+
+
+def _forget(index: ChunkIndex, file: IndexedFile, checked: Checked) -> None:
+    index.forget(Place(file, 0, 0, b""))
+    if not (checked.stale + len(checked.different)) % _FILES:  # so that the queue stays short
+        index.flush()
 
 
 def _look(file: IndexedFile) -> str:

@@ -219,11 +219,10 @@ class Database:
 
     def _bump(self, name: str, by: int) -> int:
         """The counter's new value."""
-        upsert = (
-            "INSERT INTO numbers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-            " RETURNING value"
-        )
-        return int(self._sql.execute(upsert, (name, by)).fetchone()[0])
+        # No RETURNING: the SQLite of some systems is older than that.
+        upsert = "INSERT INTO numbers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+        self._sql.execute(upsert, (name, by))
+        return int(self._sql.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()[0])
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
