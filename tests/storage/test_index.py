@@ -406,7 +406,7 @@ def test_several_processes_write_at_once(home: Path) -> None:
 def test_it_survives_kill_9_at_any_moment(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     moments = random.Random()
     entries = []
-    for _ in range(8):
+    for _ in range(5):
         process = writer(home, 100_000)
         time.sleep(moments.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
