@@ -20,6 +20,7 @@ from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Lane as Counters
 from headrace.engine.worker import Worker
 from headrace.errors import ConnectionLostError, HeadraceError
+from headrace.transport.adaptive import TCP
 
 log = logging.getLogger("headrace.get")
 
@@ -145,15 +146,21 @@ class Crew:
             self._scout.start()
 
     def _look_for_another(self, lanes: list[Lane], arrived: int) -> None:
-        try:
-            self._session.release(self._session.open_lane())
-        except HeadraceError as why:
-            log.info("nothing arrives, and no new connection can be had either: %s", why.message)
+        """By TCP first: there every lane is a connection of its own, and so says something about the path of now."""
+        choice = self._choice
+        for transport in sorted({choice.transport, choice.other or choice.transport}, key=lambda name: name != TCP):
+            try:
+                self._session.release(self._session.open_lane(transport))
+            except HeadraceError as why:
+                log.info("nothing arrives, and no new connection by %s: %s", transport, why.message)
+                continue
+            if sum(lane.messages.stream.bytes_in for lane in lanes) == arrived:
+                log.warning("nothing came for %.0f s, but a new connection stands; going on by %s", STALLED, transport)
+                if transport != choice.transport:
+                    choice.failed(choice.transport)
+                for lane in lanes:
+                    lane.messages.abort()
             return
-        if sum(lane.messages.stream.bytes_in for lane in lanes) == arrived:
-            log.warning("nothing arrived for %.0f s while a new connection stood at once; going on by that", STALLED)
-            for lane in lanes:
-                lane.messages.abort()
 
     # ---- by which transport --------------------------------------------------------------------------------------
 
@@ -166,10 +173,12 @@ class Crew:
             lanes = sum(member.transport == choice.transport and member.lane is not None for member in self._members)
         totals = self._fetcher.progress.totals()
         left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
+        reason = choice.reason
         choice.observe(self._clock(), by, left, lanes)
+        if choice.reason != reason:
+            log.info("chunks go by %s: %s", choice.transport, choice.reason)
         if choice.transport != self._told:
-            self._told = choice.transport
-            log.info("chunks go by %s from here on: %s", choice.transport, choice.reason)
+            self._told = self._session.transport = choice.transport
             self._tell({"event": "transport", "transport": choice.transport, "reason": choice.reason})
 
     def _adjust(self) -> None:
