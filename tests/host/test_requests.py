@@ -15,7 +15,7 @@ import pytest
 from tests.transport.memory import memory_pair
 
 from headrace.engine.buffers import BufferPool
-from headrace.errors import ConnectionLostError, ProtocolError
+from headrace.errors import ConnectionLostError, ProtocolError, RemoteIOError
 from headrace.host import requests
 from headrace.host.requests import RequestHandler
 from headrace.protocol.frames import SESSION_LIMITS, encode_frame
@@ -48,8 +48,10 @@ from headrace.protocol.messages import (
 from headrace.protocol.session import SPARSE, Agreed
 from headrace.storage.chunks import hash_bytes
 from headrace.storage.manifest import SETTLED, HashCache
+from headrace.storage.source import SourceFile
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
+from headrace.transport.pacing import Bucket, Pace
 
 SIZE: Final = 2 * CHUNK_SIZE + 12_345
 CONTENT: Final = random.Random(8).randbytes(SIZE)
@@ -591,6 +593,59 @@ def test_a_thousand_chunks_allocate_nothing(talk: Talk) -> None:
     # What the other side of the test receives is one chunk at a time; nothing piles up on either side.
     assert now - before < 64 * KIB
     assert peak - before < 4 * 256 * KIB
+
+
+def hold_back(conversation: Conversation) -> None:
+    """A rate limit at which a chunk takes a while. The stream of these tests does not wait for it."""
+    conversation.stream.pace_out = Pace(Bucket(20 * MIB))
+
+
+def test_who_is_held_back_by_a_limit_gets_the_same_and_holds_no_chunks_buffer(talk: Talk, hashed: list[int]) -> None:
+    conversation = talk()
+    hold_back(conversation)
+    version = conversation.entry(b"big").version
+    ranges = [(0, CHUNK_SIZE), (CHUNK_SIZE, CHUNK_SIZE), (5, CHUNK_SIZE - 1), (7, READ_SIZE + 1), (9, READ_SIZE)]
+    for offset, length in ranges:
+        content = CONTENT[offset : offset + length]
+        answer = conversation.ask_one(GetChunk(1, b"big", version, offset, length))
+        assert answer == (Chunk(1, hash_bytes(content)), content)
+    assert conversation.handler.served.bytes == sum(length for _, length in ranges)
+    assert hashed == [length for _, length in ranges]
+
+    held: list[int] = []
+    send = conversation.stream.send
+
+    def sending(*parts: bytes | memoryview) -> None:
+        held.append(fresh.figures().in_use)
+        send(*parts)
+
+    fresh = BufferPool()
+    conversation.handler._buffers = fresh
+    conversation.stream.send = sending  # type: ignore[method-assign]
+    conversation.ask_one(GetChunk(1, b"big", version, CHUNK_SIZE, CHUNK_SIZE))  # asked for again: hashed again
+    assert max(held) == READ_SIZE
+    assert fresh.figures().high_water == CHUNK_SIZE
+
+
+def test_a_file_that_fails_while_it_is_sent_in_pieces_keeps_the_stream_in_step(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = talk()
+    hold_back(conversation)
+    version = conversation.entry(b"big").version
+    read_into = SourceFile.read_into
+
+    def failing(source: SourceFile, view: memoryview, offset: int) -> None:
+        if len(view) == READ_SIZE and offset == 3 * READ_SIZE:
+            raise RemoteIOError("the disk is worn out")
+        read_into(source, view, offset)
+
+    monkeypatch.setattr(SourceFile, "read_into", failing)
+    answer, payload = conversation.ask_one(GetChunk(1, b"big", version, 0, CHUNK_SIZE))
+    good = CONTENT[:CHUNK_SIZE]
+    assert answer == Chunk(1, hash_bytes(good))  # so the client sees what happened
+    assert payload == good[: 3 * READ_SIZE] + bytes(READ_SIZE) + good[4 * READ_SIZE :]
+    assert conversation.ask_one(GetChunk(2, b"big", version, 0, 10))[1] == CONTENT[:10]
 
 
 def test_a_closed_handler_holds_no_file_open(talk: Talk) -> None:

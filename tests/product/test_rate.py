@@ -104,6 +104,20 @@ def test_each_peer_has_its_own_and_its_connections_share_it(file: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_a_peer_that_is_held_back_takes_no_memory_from_the_others(file: Path, tmp_path: Path) -> None:
+    """Four chunks' worth of buffers, and four connections that need 16 s for a chunk each."""
+    slow = ("--limit-peer", "1M", "--buffers", "16M")
+    with (
+        Host(file, home=tmp_path / "host", options=slow) as host,
+        load(host.port, b"", home=tmp_path / "alice", lanes=4) as first,
+    ):
+        check_runs(first.received, MIB)
+        with load(host.port, b"", home=tmp_path / "bob", lanes=1) as other:
+            check_runs(other.received, MIB)
+            check_kept(other.received, MIB, 3.0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_a_clients_own_limit_is_accurate(file: Path, tmp_path: Path, lanes: int) -> None:
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
+
+log = logging.getLogger("headrace.host")
 
 _ENTRY_COST: Final = 128  # bytes in a ListPart for an entry beside its name and target, at most
 _MAX_ASKED: Final = 1024  # chunks of one connection; far more than are in flight when one of them is asked for again
@@ -159,6 +162,9 @@ class RequestHandler:
         ):  # below that, a system call more costs what it saves
             self._chunk_in_clear(source, request)
             return
+        if request.length > READ_SIZE and self._stream.held_back:
+            self._chunk_in_pieces(source, request)
+            return
         with self._buffers.acquire(request.length) as view:
             with _reporting():
                 source.read_into(view, request.offset)
@@ -171,16 +177,40 @@ class RequestHandler:
 
         Whether the file is still the one that was hashed, the client finds out by the hash.
         """
-        known = self._known_hash(source, request)
-        # A small one serves where sendfile cannot; the hash wants it all at once.
-        with self._buffers.acquire(request.length if known is None else min(request.length, READ_SIZE)) as view:
-            if known is None:
-                with _reporting():
-                    source.read_into(view, request.offset)
-                known = self._hash_of(source, request, view)
-            chunk = Chunk(request.id, known, clear=True)
+        chunk = Chunk(request.id, self._hash_now(source, request), clear=True)
+        with self._buffers.acquire(READ_SIZE) as view:  # for where sendfile cannot
             self._stream.send_file(chunk, source.fileno(), request.offset, request.length, view)
         self.served.bytes += request.length
+
+    def _chunk_in_pieces(self, source: SourceFile, request: GetChunk) -> None:
+        """Who is held back by a rate limit holds a small buffer, not that of a chunk for as long as the chunk takes:
+        a few such peers would have them all, and the others would wait. As in the clear, the client finds out by the
+        hash whether the file is still the one that was hashed."""
+        chunk = Chunk(request.id, self._hash_now(source, request))
+        self._stream.send_pieces(chunk, request.length, self._pieces(source, request))
+        self.served.bytes += request.length
+
+    def _pieces(self, source: SourceFile, request: GetChunk) -> Iterator[memoryview]:
+        """The range, READ_SIZE at a time; zeros for what cannot be read any more, so that the stream stays in step."""
+        end = request.offset + request.length
+        for offset in range(request.offset, end, READ_SIZE):
+            with self._buffers.acquire(min(READ_SIZE, end - offset)) as view:
+                try:
+                    source.read_into(view, offset)
+                except HeadraceError as why:
+                    log.info("a file could not be read while it was sent: %s", why.message)
+                    view[:] = bytes(len(view))
+                yield view
+
+    def _hash_now(self, source: SourceFile, request: GetChunk) -> bytes:
+        """The range's hash; a buffer for all of it is only taken where the hash is not known."""
+        known = self._known_hash(source, request)
+        if known is not None:
+            return known
+        with self._buffers.acquire(request.length) as view:
+            with _reporting():
+                source.read_into(view, request.offset)
+            return self._hash_of(source, request, view)
 
     def _known_hash(self, source: SourceFile, request: GetChunk) -> bytes | None:
         """The remembered hash of a whole chunk. None where it is not known, or the client asks for it again.

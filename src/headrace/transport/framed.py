@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from headrace.errors import ConnectionLostError, ProtocolError
@@ -56,6 +57,19 @@ class MessageStream:
         """Sends one frame whose payload is a range of a file, in the clear. buffer: for where that takes a copy."""
         assert self.clear is not None
         self.clear.send_file(head=encode_frame(message, count), fd=fd, offset=offset, count=count, buffer=buffer)
+
+    def send_pieces(self, message: Message, count: int, pieces: Iterable[memoryview]) -> None:
+        """Sends one frame whose payload of `count` bytes comes in pieces; each may be reused once the next is asked
+        for."""
+        self.stream.send(encode_frame(message, count))
+        for piece in pieces:
+            self.stream.send(piece)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether a rate limit lets so little go at a time that what is sent takes long."""
+        pace = self.stream.pace_out
+        return pace is not None and pace.portion(PIECE) < PIECE // 4
 
     def send_all(self, messages: list[Message]) -> None:
         """Sends frames without payload, in one go."""
