@@ -222,8 +222,8 @@ class QuicConnection:
         finally:
             dial.endpoint.stop()
         try:
-            ssl.DER_cert_to_PEM_cert(der)
-        except ValueError as why:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+        except (ssl.SSLError, ValueError) as why:
             raise UnreachableError("what answers by QUIC sends no certificate and is not headrace") from why
         shown = fingerprint_of(der)
         if pin is not None and shown != pin:
@@ -282,4 +282,5 @@ class QuicConnection:
         with self._closing:
             if not self._aborted:
                 self._dial.endpoint.linger(LINGER)
+            self._dial.endpoint.look(self._link)  # so that `bytes_wire` says it all
             self._dial.endpoint.stop()

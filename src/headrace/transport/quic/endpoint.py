@@ -30,6 +30,8 @@ CONNECTION_WINDOW: Final = 32 * 1024 * 1024  # bytes; the streams' own credit is
 SOCKET_BUFFER: Final = 4 * 1024 * 1024  # bytes; the system cuts it down to net.core.rmem_max and wmem_max
 TICK: Final = 0.5  # seconds between two looks at what timed out
 AGAIN: Final = 0.002  # seconds until what found no room is tried again
+OPENING: Final = 2.0  # seconds that the socket may take to open
+LOOK: Final = 0.02  # seconds that a question to picoquic may take
 GOODBYE: Final = 0.5  # seconds that a close may take to reach the wire
 
 _LIVE: weakref.WeakSet[Endpoint] = weakref.WeakSet()
@@ -60,13 +62,18 @@ class Endpoint:
         self.native_context: Any = self.native.context()
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)  # a connection stands or ended, a certificate came
+        self.rounds = 0  # how often what arrived was taken
+        self.round = threading.Condition(self.lock)
         self.clock = clock
         self.links: dict[int, Link] = {}
         self.counters: Counter[str] = Counter()
         self._on_link, self._on_ready, self._on_end, self._on_tick = on_link, on_ready, on_end, on_tick
         self._owed: deque[Callable[[], bool]] = deque()
         self._started = False
+        self._open = False  # the socket
         self._stopping = False
+        self._ended = False
+        self._ending = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="headrace-quic", daemon=True)
 
@@ -87,13 +94,21 @@ class Endpoint:
                 **more,
             )
         except (OSError, RuntimeError, ValueError) as why:
-            self._close_pipe()
+            self.stop()
             raise UnreachableError(f"QUIC cannot open its UDP socket ({why})") from why
         self.native_context.set_default_stream_priority(BULK)
         self._started = True
         _stop_at_exit()
         _LIVE.add(self)
         self._thread.start()
+        with self.lock:
+            end = time.monotonic() + OPENING
+            while not self._open and (left := end - time.monotonic()) > 0:
+                self.changed.wait(left)
+            opened = self._open
+        if not opened:  # its thread binds the socket, and ends without a word where it cannot
+            self.stop()
+            raise UnreachableError("QUIC cannot open its UDP socket")
 
     def dial(self, host: str, port: int) -> None:
         """Begins a connection to an IP address; `on_link` and `on_ready` tell of it."""
@@ -130,6 +145,8 @@ class Endpoint:
                     self._route(*event)
                 self.native_context.release_batch()
                 self._guarded(self._pay)
+                self.rounds += 1
+                self.round.notify_all()
                 if self.clock() >= due:
                     due = self.clock() + TICK
                     self._guarded(self._on_tick)
@@ -145,8 +162,11 @@ class Endpoint:
         context: int,
         other: int,
     ) -> None:
-        if not connection:
-            return  # the context's own
+        if not connection:  # the context's own
+            if kind == binding.READY:
+                self._open = True
+                self.changed.notify_all()
+            return
         link = self.links.get(connection)
         if link is None:
             if kind not in (binding.READY, binding.ALMOST_READY):
@@ -191,33 +211,44 @@ class Endpoint:
                     return
                 self.changed.wait(left)
 
-    def stop(self) -> None:
-        """Tells every peer, ends the threads, frees everything. May be called again, from any thread but its own."""
+    def look(self, link: Link) -> None:
+        """Has picoquic say anew what it knows of the path, and waits for that, a moment at most."""
         with self.lock:
-            if self._stopping:
+            end, before = time.monotonic() + LOOK, self.rounds
+            link.path()
+            while not link.closed and self.rounds < before + 2 and (left := end - time.monotonic()) > 0:
+                self.round.wait(left)
+                link.path()
+
+    def stop(self) -> None:
+        """Tells every peer, ends the threads, frees everything. May be called again, from any thread but its own; who
+        comes second waits for the first."""
+        with self._ending:
+            if self._ended:
                 return
-            if not self._started:
-                self._stopping = True
-                self._close_pipe()
-                return
-            closing = list(self.links.values())
-            for link in closing:
+            self._ended = True
+            if self._started:
+                self._wind_up()
+            self._close_pipe()
+            _LIVE.discard(self)
+
+    def _wind_up(self) -> None:
+        with self.lock:
+            for link in list(self.links.values()):
                 link.close()
+                link.fail("this side closed the connection")
             end = time.monotonic() + GOODBYE
             while self.links and (left := end - time.monotonic()) > 0:
                 self.changed.wait(left)
             self._stopping = True
         os.write(self._wake_write, b"x")
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.join()
         with self.lock:
-            for link in self.links.values():
-                link.fail("this side closed the connection")
             self.native_context.stop()  # picoquic's thread has ended when this returns
             for link in list(self.links.values()):
                 link.end("this side closed the connection")
-        self._close_pipe()
-        _LIVE.discard(self)
+            self._owed.clear()
+            self.native_context = None  # frees its memory and its descriptor now
 
     def _close_pipe(self) -> None:
         for descriptor in (self._wake_read, self._wake_write):

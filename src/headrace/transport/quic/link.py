@@ -125,8 +125,10 @@ class Link:
             self._hand_over(stream)
 
     def _arrived(self, number: int, data: memoryview | None, context: int, *, last: bool) -> None:
+        if self.closed:
+            return  # the peer has not heard of it yet
         stream = self.streams.get(number)
-        if stream is None and number & 3 == 0 and self._on_stream and not self.closed:
+        if stream is None and number & 3 == 0 and self._on_stream:
             stream = self._opened_by_peer(number, context)
         if stream is not None:
             stream.arrived(data, last=last)
