@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.cli.text import clock, counted, human_rate, human_seconds, human_size, shown_name
+from headrace.cli.text import clock, counted, human_limit, human_rate, human_seconds, human_size, shown_name
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -44,6 +44,14 @@ def test_sizes_count_in_powers_of_1024(count, text):
 )
 def test_rates_count_in_powers_of_1000(rate, text):
     assert human_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(None, "no limit"), (1.0, "1 B/s"), (20 * MIB, "20.0 MiB/s"), (1.5 * MIB, "1.5 MiB/s")],
+)
+def test_limits_are_in_the_units_in_which_they_are_given(rate, text):
+    assert human_limit(rate) == text
 
 
 @pytest.mark.parametrize(

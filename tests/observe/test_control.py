@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import stat
@@ -210,6 +211,24 @@ def test_many_at_once_are_all_answered(home: Path) -> None:
         for thread in threads:
             thread.join(PATIENCE)
     assert names == ["footage"] * 8
+
+
+def test_a_process_without_descriptors_answers_when_it_has_some_again(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "headrace.control")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Control("share", Program(), home) as socket_, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
+        try:
+            client.connect(os.fspath(socket_.path))
+            client.sendall(b'{"ask":"status"}\n')
+            wait_until(lambda: "cannot accept" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert json.loads(client.recv(65536))["name"] == "footage"
+    assert caplog.text.count("cannot accept") == 1, "it waits, and does not spin"
 
 
 def test_it_is_for_this_user_alone(home: Path) -> None:

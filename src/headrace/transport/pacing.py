@@ -114,7 +114,9 @@ class Pace:
 
     def portion(self, wanted: int) -> int:
         """As Bucket.portion: the smallest of them."""
-        return min((bucket.portion(wanted) for bucket in self._buckets), default=wanted)
+        for bucket in self._buckets:
+            wanted = bucket.portion(wanted)
+        return wanted
 
     def pay(self, count: int) -> None:
         """As Bucket.pay, to each."""
