@@ -81,9 +81,9 @@ class UdpSide:
                 port=self._port, bind=self._bind, identity=self._identity, on_stream=self._on_stream
             )
         except HeadraceError as why:
-            self.problem = why.message
-            fall_back(why.message)
             self._release()
+            fall_back(why.message)
+            self.problem = why.message
 
     def _release(self) -> None:
         if self._reserved:

@@ -263,7 +263,10 @@ class QuicConnection:
 
     @property
     def bytes_wire(self) -> int:
-        """Bytes on the wire so far, both directions, all streams: QUIC's packets, without the heads of UDP and IP."""
+        """Bytes on the wire so far, both directions, all streams: QUIC's packets, without the heads of UDP and IP.
+
+        Blocks until picoquic has said so, a moment at most."""
+        self._dial.endpoint.look(self._link)
         figures = self.path()
         return figures.bytes_in + figures.bytes_out
 
