@@ -37,10 +37,18 @@ class Load:
     """`lanes` threads, each on a connection of its own, that ask for the same chunk over and over."""
 
     def __init__(
-        self, port: int, path: bytes, *, home: Path, lanes: int, limit: float | None = None, clear: bool = False
+        self,
+        port: int,
+        path: bytes,
+        *,
+        home: Path,
+        lanes: int,
+        limit: float | None = None,
+        clear: bool = False,
+        transport: str = "tcp",
     ) -> None:
         target = Target("127.0.0.1", port, code=parse_code(CODE))
-        self.session = Session.connect(target, home=home, limit_rate=limit, transport="tcp")
+        self.session = Session.connect(target, home=home, limit_rate=limit, transport=transport)
         self._path = RelPath.from_user(path)
         self._entry = self.session.stat(self._path)
         if clear:
@@ -82,9 +90,16 @@ class Load:
 
 @contextlib.contextmanager
 def load(
-    port: int, path: bytes, *, home: Path, lanes: int, limit: float | None = None, clear: bool = False
+    port: int,
+    path: bytes,
+    *,
+    home: Path,
+    lanes: int,
+    limit: float | None = None,
+    clear: bool = False,
+    transport: str = "tcp",
 ) -> Iterator[Load]:
-    one = Load(port, path, home=home, lanes=lanes, limit=limit, clear=clear)
+    one = Load(port, path, home=home, lanes=lanes, limit=limit, clear=clear, transport=transport)
     try:
         yield one
     finally:

@@ -82,6 +82,19 @@ def test_it_is_accurate_and_can_be_changed_in_the_middle(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("side", ["host", "client"])
+def test_it_is_accurate_over_quic(file: Path, tmp_path: Path, side: str) -> None:
+    pytest.importorskip("aiopquic")
+    options, limit = (("--limit-rate", "8M"), None) if side == "host" else ((), 8 * MIB)
+    with (
+        Host(file, home=tmp_path / "host", options=options) as host,
+        load(host.port, b"", home=tmp_path / "home", lanes=2, limit=limit, transport="quic") as client,
+    ):
+        check_runs(client.received, 8 * MIB)  # the first credit is spent as fast as the host likes
+        check_kept(client.received, 8 * MIB)
+
+
+@pytest.mark.slow
 def test_each_peer_has_its_own_and_its_connections_share_it(file: Path, tmp_path: Path, short_home: Path) -> None:
     alice, bob = tmp_path / "alice", tmp_path / "bob"
     with (
