@@ -218,7 +218,10 @@ class HalfReadable:
         yield RelPath((b"closed",)), [], PermissionRefusedError("the host may not read it")
         yield RelPath((b"open",)), [Entry(b"file", "f")], None
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
         pass
 
 

@@ -309,6 +309,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         CODE,
         CODE_FILE,
         PROTOCOL,
+        TRANSPORT,
         LIMIT_RATE,
         LIMIT_PEER,
         IO,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.share")
 
+# Every client can fall back to TCP, so a share always has it.
+_TRANSPORTS: Final = {"auto": ("tcp", "quic"), "quic": ("tcp", "quic"), "tcp": ("tcp",)}
 _HOST_LOG: Final = logging.getLogger("headrace.host")
 
 
@@ -67,6 +69,7 @@ def share(
             data_plane=data_plane,
             buffers=buffers,
             io=io,
+            transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -112,8 +113,10 @@ class _Picture:
 
     def _show(self, snapshots: list[Snapshot], *, over: bool = False) -> None:
         if self._events:
+            # Not by `emit`, which goes on when the reader is gone: here is nothing else to do then.
             for snapshot in snapshots:
-                self._events.emit({"event": "status", **snapshot})
+                output.write_text(json.dumps({"event": "status", "schema": output.SCHEMA, **snapshot}) + "\n")
+            output.flush()
             return
         shown = lines(snapshots) or ["No share or transfer runs here."]
         if over:
