@@ -245,6 +245,19 @@ def test_watch_for_programs_ends_with_what_it_watches(home, folder):
     assert second["rate_sent"] == 0
 
 
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_watch_ends_when_nobody_reads_any_more(home, folder, how):
+    with Sharing(folder, home=home) as share:
+        ready(share, home)
+        with start("status", "--watch", *how, home=home) as process:
+            assert process.stdout
+            assert process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(PATIENCE) == 0
+            assert process.stderr
+            assert process.stderr.read() == b""
+
+
 # ---- changing ------------------------------------------------------------------------------------------------------
 
 

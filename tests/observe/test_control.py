@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
-import resource
 import shutil
 import socket
 import stat
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import UnreachableError, UsageError
+from headrace.errors import LocalDiskError, UnreachableError, UsageError
 from headrace.observe import control, running
 from headrace.observe.control import MAX_CLIENTS, MAX_REQUEST, Control
 from headrace.observe.running import Found, GoneError, ask, find
@@ -213,22 +213,35 @@ def test_many_at_once_are_all_answered(home: Path) -> None:
     assert names == ["footage"] * 8
 
 
+class Short(socket.socket):
+    """A listener of a process that is out of descriptors at first."""
+
+    refused = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not Short.refused:
+            Short.refused += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
 def test_a_process_without_descriptors_answers_when_it_has_some_again(
-    home: Path, caplog: pytest.LogCaptureFixture
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    listen = control._listen
+
+    def short(path: Path) -> socket.socket:
+        listener = Short(fileno=listen(path).detach())
+        listener.setblocking(False)
+        return listener
+
     caplog.set_level("DEBUG", "headrace.control")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Control("share", Program(), home) as socket_, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(PATIENCE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
-        try:
-            client.connect(os.fspath(socket_.path))
-            client.sendall(b'{"ask":"status"}\n')
-            wait_until(lambda: "cannot accept" in caplog.text)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert json.loads(client.recv(65536))["name"] == "footage"
-    assert caplog.text.count("cannot accept") == 1, "it waits, and does not spin"
+    monkeypatch.setattr(control, "_listen", short)
+    monkeypatch.setattr(control, "PAUSE", 0.05)
+    monkeypatch.setattr(Short, "refused", 0)
+    with Control("share", Program(), home):
+        assert ask(only(home), {"ask": "status"}, patience=PATIENCE)["name"] == "footage"
+    assert caplog.text.count("cannot accept") == 1
 
 
 def test_it_is_for_this_user_alone(home: Path) -> None:
@@ -376,6 +389,15 @@ def test_an_error_of_a_program_is_made_safe_to_show(home: Path) -> None:
     with Control("share", Rude(), home), pytest.raises(UsageError) as caught:
         ask(only(home), {"ask": "status"})
     assert re.fullmatch(r"[ -~]+", str(caught.value))
+
+
+def test_a_folder_that_cannot_be_read_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(LocalDiskError, match="run cannot be read .Permission denied"):
+        find(home)
 
 
 def test_a_home_that_is_gone_has_no_programs(home: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace import config
-from headrace.errors import BY_CODE, HeadraceError, NotFoundError, UnreachableError, printable
+from headrace.errors import BY_CODE, HeadraceError, LocalDiskError, NotFoundError, UnreachableError, printable
 
 log = logging.getLogger("headrace.control")
 
@@ -41,9 +41,17 @@ class GoneError(NotFoundError):
 
 
 def find(home: Path | None = None) -> list[Found]:
-    """The sockets of this home, shares first, then by pid. Whether somebody answers there, `ask` finds out."""
-    sockets = _sockets((home or config.home()) / FOLDER)
-    return sorted(sockets, key=lambda found: (found.kind != "share", found.pid))
+    """The sockets of this home, shares first, then by pid. Whether somebody answers there, `ask` finds out.
+
+    Raises LocalDiskError where their folder cannot be read.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        return []
+    folder = (home or config.home()) / FOLDER
+    try:
+        return sorted(_sockets(folder), key=lambda found: (found.kind != "share", found.pid))
+    except OSError as why:
+        raise LocalDiskError(f"{folder} cannot be read ({why.strerror})", hint="Check its permissions.") from why
 
 
 def ask(found: Found, request: Mapping[str, Any], *, patience: float = PATIENCE) -> Answer:
