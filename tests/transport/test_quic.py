@@ -544,6 +544,31 @@ def client_process(host: Host, home: Path, end: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def test_what_is_urgent_does_not_wait_behind_bulk(host: Host, tmp_path: Path) -> None:
+    """Both on one connection: an answer of a few bytes, asked for while the other stream sends what it can."""
+    with host.client(tmp_path) as connection:
+        near, far = host.pair(connection)
+        in_background(lambda: far.send(*[NOISE] * 40))
+        asking, answering = host.pair(connection)
+        answering.hurry()
+        in_background(lambda: echo(answering))
+        got = 0
+        buffer = memoryview(bytearray(64 * KIB))
+        arrived: list[int] = []  # bytes of bulk that came while each answer was on its way
+        for _ in range(20):
+            asking.send(b"now")
+            answer = in_background(lambda: arrived.append(len(receive(asking, 3))))
+            before = got
+            while answer.is_alive():
+                got += near.recv_into(buffer)
+            arrived[-1] = got - before
+            answer.join()
+        near.abort()
+        counters = far._link.endpoint.native_context.counters
+        assert counters["set_priority_rejected"] == 0
+        assert sorted(arrived)[10] < MIB  # less than what waits in the bulk stream's ring
+
+
 @pytest.mark.parametrize("end", ["sys.exit(3)", "raise SystemExit(3)", "del connection, stream; sys.exit(3)"])
 def test_a_program_that_just_ends_does_so_cleanly(host: Host, tmp_path: Path, end: str) -> None:
     with client_process(host, tmp_path, end) as client:

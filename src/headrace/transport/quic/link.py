@@ -103,7 +103,7 @@ class Link:
             elif kind == binding.STREAM_DESTROY:
                 self._contexts.discard(context)
                 self._released(number)
-            elif kind == binding.READY:
+            elif kind == binding.READY and not self.closed:
                 self._stands()
             elif kind in (binding.CLOSE, binding.APP_CLOSE):
                 self.end("the other side ended the connection" if self.ready else "the QUIC handshake failed", code)

@@ -100,14 +100,22 @@ class QuicListener:
     def _linked(self, endpoint: Endpoint, connection: int) -> Link:
         link: Link
         link = Link(endpoint, connection, on_stream=lambda stream: self._offer(link, stream))
+        link.local = endpoint.native_context.local_address(connection)
+        link.peer = endpoint.native_context.peer_address(connection)
+        self._check_bind(link)  # before the handshake is over, where picoquic knows the address by then
         return link
+
+    def _check_bind(self, link: Link) -> None:
+        if link.local and self._bind and not _is_any(self._bind) and _host(link.local) != self._bind:
+            self._refuse(link, "quic_refused_bind", "it came to another address than the one shared on")
 
     def _stands(self, link: Link) -> None:
         address = _host(link.peer)
         self._endpoint.count("quic_connections")
-        if self._bind and not _is_any(self._bind) and _host(link.local) != self._bind:
-            self._refuse(link, "quic_refused_bind", "it came to another address than the one shared on")
-        elif sum(_host(other.peer) == address for other in self._standing()) > self.limits.per_address:
+        self._check_bind(link)
+        if link.closed:
+            return
+        if sum(_host(other.peer) == address for other in self._standing()) > self.limits.per_address:
             self._refuse(link, "quic_refused_address", "it has too many connections")
         else:
             link.send_certificate(self._certificate)
