@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -217,3 +218,14 @@ def test_abort_holds_for_what_comes_later_too() -> None:
     for name in ("tcp", "quic"):
         with pytest.raises(ConnectionLostError):
             connection.open_stream(name)
+
+
+def test_one_that_stands_after_the_end_is_closed() -> None:
+    tcp, quic = Dialer("tcp"), Dialer("quic", at_once=False)
+    connection = connect(tcp, quic, lambda: FAR)
+    assert quic.asked.wait(10)
+    connection.close()
+    quic.go.set()
+    until = time.monotonic() + 10
+    while not (quic.made and quic.made[0].closed):
+        assert time.monotonic() < until

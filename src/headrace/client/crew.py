@@ -26,6 +26,7 @@ log = logging.getLogger("headrace.get")
 
 TICK: Final = 0.05  # seconds between two looks at what was delivered
 STALLED: Final = 10.0  # seconds without a byte on any lane, after which a new connection is tried beside the old ones
+GRACE: Final = 2.0  # seconds that the others have to finish what they do when the transfer failed
 ATTEMPTS: Final = 3  # at a transport that broke, before the other one carries everything
 FIRST_ROOM: Final = 1  # chunks in flight on the control lane, while the others are being opened
 
@@ -80,6 +81,7 @@ class Crew:
         self._members: list[_Member] = []
         self._ended = threading.Condition(self._lock)
         self._delivered = 0
+        self._failed_at: float | None = None
         self._scout: threading.Thread | None = None
         self._arrived = -1  # bytes on the lanes of now, and since when there are no more
         self._arrived_at = clock()
@@ -97,8 +99,18 @@ class Crew:
                     return
                 self._ended.wait(TICK)
             if self._fetcher.failure:
-                self._halt.set()
+                self._wind_up()
             self._look()
+
+    def _wind_up(self) -> None:
+        """The transfer failed. Who is in the middle of something may finish it, but nobody waits for the host."""
+        self._halt.set()
+        now = self._clock()
+        self._failed_at = self._failed_at or now
+        if now - self._failed_at >= GRACE:
+            for member in self._all():
+                if lane := member.lane:
+                    lane.messages.abort()
 
     def join(self) -> None:
         """Blocks until every worker ended, after the transfer was cancelled."""
@@ -135,7 +147,7 @@ class Crew:
     def _watch(self) -> None:
         """Another address of this machine, another network: the old connections wait for a long time then, and a new
         one stands at once. It is tried when nothing came for a while; where it stands, the old ones are given up."""
-        lanes = [lane for member in self._all() if (lane := member.lane)]
+        lanes = [lane for member in self._all() if (lane := member.lane) and not lane.idle]
         arrived = sum(lane.messages.stream.bytes_in for lane in lanes)
         now = self._clock()
         if arrived != self._arrived or not lanes or self._outage.lasts:
@@ -237,24 +249,28 @@ class Crew:
                 if self._done(member):
                     return
                 attempt = 0 if member.counters.bytes_received > before else attempt + 1
-                if self._gives_up(member, attempt, why):
+                if attempt >= ATTEMPTS and self._leave_to_others(member, why):
                     return
                 self._outage.again(why, attempt)
-
-    def _gives_up(self, member: _Member, attempt: int, why: ConnectionLostError) -> bool:
-        """Whether its transport is left to others: it was only tried, or it does not come back and there is another."""
-        choice = self._choice
-        if member.control or choice.other is None or member.transport != choice.trying and attempt < ATTEMPTS:
-            return False
-        log.info("no connection by %s: %s", member.transport, why.message)
-        choice.failed(member.transport)
-        return True
 
     def _done(self, member: _Member) -> bool:
         return self._fetcher.queue.over or member.leaves.is_set()
 
+    def _leave_to_others(self, member: _Member, why: HeadraceError) -> bool:
+        """Whether there is another transport, which is to do this one's work."""
+        if member.control or self._choice.other is None:
+            return False
+        log.info("no connection by %s: %s", member.transport, why.message)
+        self._choice.failed(member.transport)
+        return True
+
     def _use_one_lane(self, member: _Member) -> None:
-        lane = self._session.healthy_control() if member.control else self._session.open_lane(member.transport)
+        try:
+            lane = self._session.healthy_control() if member.control else self._session.open_lane(member.transport)
+        except HeadraceError as why:
+            if member.transport == self._choice.trying and self._leave_to_others(member, why):
+                return  # whatever is wrong with it, it was only tried
+            raise
         member.lane = lane
         try:
             if not member.control:

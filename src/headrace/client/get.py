@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from headrace.client.crew import Crew
+from headrace.client.crew import GRACE, Crew
 from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.outage import Outage
 from headrace.client.plan import Planner
@@ -199,6 +199,10 @@ class Transfer:
         planning.start()
         try:
             crew.run()
+            if fetcher.failure:
+                planning.join(GRACE)
+                if planning.is_alive():  # it waits for a host that is gone
+                    self._session.control.messages.abort()
             planning.join()
         except BaseException:  # Ctrl-C, say
             self.cancel()

@@ -79,6 +79,7 @@ class AdaptiveConnection:
         self._retired: list[Connection] = []
         self._opening = {name: threading.Lock() for name in dial}
         self._aborted = False
+        self._closed = False
         self._reach: Reach | None = None
         self.reason = ""
         self.fallback_reason: str | None = None
@@ -165,9 +166,11 @@ class AdaptiveConnection:
     def _keep(self, name: str, connection: Connection) -> Connection:
         with self._lock:
             self._connections[name] = connection
-            aborted = self._aborted
-        if aborted:
+            aborted, closed = self._aborted, self._closed
+        if aborted or closed:  # it lost the race by far
             connection.abort()
+        if closed:
+            connection.close()
         return connection
 
     # ---- streams ---------------------------------------------------------------------------------------------------
@@ -231,6 +234,8 @@ class AdaptiveConnection:
 
     def close(self) -> None:
         """After every stream was closed: says goodbye where a transport has one of its own."""
+        with self._lock:
+            self._closed = True
         for connection in self._all():
             connection.close()
 
