@@ -88,6 +88,21 @@ def test_a_short_rest_is_not_worth_a_trial() -> None:
     assert len(run(choice, each(tcp=5 * MB, quic=50 * MB), 30, size=60 * MB)) == 1
 
 
+def test_a_lane_without_work_near_the_end_is_not_taken_for_a_slow_one() -> None:
+    def path(now: float, lanes: Mapping[str, int]) -> Mapping[str, float]:
+        return each(tcp=5 * MB if now < SETTLE + 0.5 else 0, quic=4 * MB)(now, lanes)
+
+    assert len(run(TransportChoice("tcp", "quic"), path, 10, size=100 * MB)) == 2
+    began = 5 * MB * 2 * (SETTLE + 0.5)
+    choice = TransportChoice("tcp", "quic")
+    choice.observe(0.0, {"tcp": 1}, None, 2)
+    choice.observe(SETTLE + 0.1, {"tcp": int(began)}, None, 2)
+    choice.observe(SETTLE + 0.1 + TRIAL / 2, {"tcp": int(began), "quic": 6 * 10**6}, 10**6, 2)
+    choice.observe(SETTLE + 0.2 + TRIAL, {"tcp": int(began), "quic": 12 * 10**6}, 10**6, 2)
+    assert choice.transport == "tcp"
+    assert choice.lanes(2) == {"tcp": 2}
+
+
 def test_without_another_nothing_is_tried() -> None:
     choice = TransportChoice("tcp", None)
     assert run(choice, each(tcp=1 * MB), 60) == [(0.0, "tcp")]

@@ -20,11 +20,15 @@ from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Lane as Counters
 from headrace.engine.worker import Worker
 from headrace.errors import ConnectionLostError, HeadraceError
+from headrace.protocol.messages import CHUNK_SIZE
 from headrace.transport.adaptive import TCP
 
 log = logging.getLogger("headrace.get")
 
 TICK: Final = 0.05  # seconds between two looks at what was delivered
+AHEAD: Final = 1.0  # seconds of its rate that a lane asks for at the most
+LEAST_ROOM: Final = 2  # chunks: one that comes and one that waits
+RATE_SPAN: Final = 0.25  # seconds over which a lane's rate is taken
 STALLED: Final = 10.0  # seconds without a byte on any lane, after which a new connection is tried beside the old ones
 GRACE: Final = 2.0  # seconds that the others have to finish what they do when the transfer failed
 ATTEMPTS: Final = 3  # at a transport that broke, before the other one carries everything
@@ -39,6 +43,8 @@ class _Member:
     transport: str
     control: bool = False
     leaves: threading.Event = field(default_factory=threading.Event)
+    rate: float = 0.0  # bytes a second of late
+    mark: tuple[float, int] = (0.0, 0)  # time and bytes at which `rate` was last taken
     lane: Lane | None = None
     thread: threading.Thread | None = None
 
@@ -130,6 +136,7 @@ class Crew:
             self._delivered = delivered
             self._outage.over()
         self._observe_transports(delivered)
+        self._measure()
         self._watch()
         rtts = [lane.messages.stream.rtt() for member in self._all() if (lane := member.lane)]
         self._pool.observe(self._clock(), delivered, min((rtt for rtt in rtts if rtt), default=None))
@@ -141,6 +148,16 @@ class Crew:
                 self._pool.connections,
                 self._reason,
             )
+
+    def _measure(self) -> None:
+        now = self._clock()
+        for member in self._all():
+            since, had = member.mark
+            if now - since >= RATE_SPAN:
+                received = member.counters.bytes_received
+                if since:
+                    member.rate = (received - had) / (now - since)
+                member.mark = (now, received)
 
     # ---- a path that went away without a word --------------------------------------------------------------------
 
@@ -213,7 +230,11 @@ class Crew:
             return FIRST_ROOM
         with self._lock:
             lanes = sum(not other.leaves.is_set() for other in self._members)
-        return max(1, math.ceil(self._pool.requests / max(1, lanes)))
+        share = max(1, math.ceil(self._pool.requests / max(1, lanes)))
+        if self._pool.reason == "forced":
+            return share
+        # What a lane asked for cannot go elsewhere: to a faster one, or in the end to one that has nothing left to do.
+        return min(share, max(LEAST_ROOM, math.ceil(member.rate * AHEAD / CHUNK_SIZE)))
 
     # ---- a worker's thread ---------------------------------------------------------------------------------------
 

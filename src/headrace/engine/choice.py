@@ -65,7 +65,7 @@ class TransportChoice:
                 self._began, self._points = now, [point]
             return
         if self.trying:
-            self._try(point, max(1, connections))
+            self._try(point, left, max(1, connections))
             return
         self._points.append(point)
         while len(self._points) > 2 and self._points[1].now <= now - WATCH:
@@ -99,7 +99,7 @@ class TransportChoice:
         self._middle = None
         self._points = [point]
 
-    def _try(self, point: _Point, connections: int) -> None:
+    def _try(self, point: _Point, left: int | None, connections: int) -> None:
         """Both at once, so that the trial costs nothing on a path that either fills; each lane's rate is compared."""
         assert self.trying is not None
         if not self._middle:
@@ -113,7 +113,9 @@ class TransportChoice:
         new = _rate(self._middle, point, tried)
         self._known = {self.transport: old * connections, tried: new * connections}
         self.trying = None
-        if new > BETTER * old:
+        if left is not None and left < TRIAL * (old * connections + new):
+            self._rest_after(point.now, changed=False)  # the end is near: a lane may have had nothing to do
+        elif new > BETTER * old:
             self._move(tried, f"it is faster: {_mb(new)} against {_mb(old)} MB/s on one connection")
             self._rest_after(point.now, changed=True)
         else:
