@@ -470,10 +470,15 @@ def test_an_address_of_our_own_that_is_gone_ends_the_connection(
     """picoquic goes on to send from the old one; to dial anew takes less than to wait for its idle timeout."""
     with host.client(tmp_path) as connection:
         near, _far = host.pair(connection)
-        monkeypatch.setattr("headrace.transport.quic.client.source_address", lambda where: None)
-        time.sleep(2 * endpoint.TICK)  # no way at all may be a short gap
+        gone = threading.Event()
+        ways: list[str | None] = [None, "127.0.0.9", "127.0.0.1"]  # none at all may be a short gap
+        monkeypatch.setattr("headrace.transport.quic.client.is_ours", lambda address: not gone.is_set())
+        monkeypatch.setattr(
+            "headrace.transport.quic.client.source_address", lambda where: ways.pop(0) if ways else "192.0.2.9"
+        )
+        wait_until(lambda: not ways, "the route to be looked at")
         assert connection._link.closed is None
-        monkeypatch.setattr("headrace.transport.quic.client.source_address", lambda where: "192.0.2.9")
+        gone.set()
         with pytest.raises(ConnectionLostError, match="address changed"):
             near.recv_into(memoryview(bytearray(1)))
 

@@ -7,6 +7,7 @@ second one is verified against that certificate. See docs/protocol.md.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import threading
@@ -27,6 +28,7 @@ from headrace.transport.quic.stream import QuicStream
 
 CONNECT_TIMEOUT: Final = 10.0
 STREAM_WINDOW: Final = 4 * MIB  # QUIC's own, and aiopquic's ring of it: a stream's rate is at most this in a round trip
+CONNECTION_WINDOW: Final = 32 * MIB
 LINGER: Final = 1.0  # seconds that a close waits for what was sent to arrive
 LOOK: Final = 0.05  # seconds between two looks at the probe
 _WRONG_ALPN: Final = 0x178  # a TLS alert, as QUIC reports it: CRYPTO_ERROR and no_application_protocol
@@ -44,6 +46,7 @@ class _Dial:
         self.endpoint = Endpoint(on_link=self._linked, on_tick=self._look_at_route)
         self.endpoint.start(
             stream_window=STREAM_WINDOW,
+            connection_window=CONNECTION_WINDOW,
             streams=1,
             congestion=congestion,
             is_client=True,
@@ -63,17 +66,9 @@ class _Dial:
         """Called by the endpoint's thread, with the lock. picoquic goes on to send from an address that this machine no
         longer has, and would find out after half a minute. Dialling anew is what helps, and it resumes."""
         link = self.link
-        if (
-            link
-            and link.ready
-            and not link.closed
-            and link.local
-            and source_address(self._where)
-            not in (
-                None,
-                link.local[0],
-            )
-        ):
+        if link is None or not link.ready or link.closed or link.local is None:
+            return
+        if source_address(self._where) not in (None, link.local[0]) and not is_ours(link.local[0]):
             self.endpoint.count("quic_address_changed")
             link.close()
             link.fail("this machine's network address changed")
@@ -121,6 +116,16 @@ def source_address(where: eyeballs.Address) -> str | None:
             return address
     except OSError:
         return None
+
+
+def is_ours(address: str) -> bool:
+    """Whether this machine has that address. One that is merely no longer the preferred one still works."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 0))
+    except OSError as why:
+        return why.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 class _RefusedHereError(UnreachableError):

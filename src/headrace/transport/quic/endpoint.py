@@ -26,7 +26,6 @@ ALPN: Final = "headrace"
 NAME: Final = "headrace"  # the name in every host's certificate, and what a client asks for
 IDLE_TIMEOUT: Final = 30.0  # seconds until a silent peer is given up
 KEEP_ALIVE: Final = 10.0
-CONNECTION_WINDOW: Final = 32 * 1024 * 1024  # bytes; the streams' own credit is what limits
 SOCKET_BUFFER: Final = 4 * 1024 * 1024  # bytes; the system cuts it down to net.core.rmem_max and wmem_max
 TICK: Final = 0.5  # seconds between two looks at what timed out
 AGAIN: Final = 0.002  # seconds until what found no room is tried again
@@ -77,15 +76,15 @@ class Endpoint:
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="headrace-quic", daemon=True)
 
-    def start(self, *, stream_window: int, streams: int, congestion: str, **more: Any) -> None:
-        """Binds the socket and starts the threads. stream_window: bytes, QUIC's own for one stream. streams: that the
-        peer may open at once. more: for aiopquic's TransportContext.start. Raises UnreachableError."""
+    def start(self, *, stream_window: int, connection_window: int, streams: int, congestion: str, **more: Any) -> None:
+        """Binds the socket and starts the threads. Windows: QUIC's own, in bytes. streams: that the peer
+        may open at once. more: for aiopquic's TransportContext.start. Raises UnreachableError."""
         try:
             self.native_context.start(
                 alpn=ALPN,
                 congestion_control_algorithm=congestion,
                 rx_data_ring_cap=stream_window,
-                initial_max_data=CONNECTION_WINDOW,
+                initial_max_data=connection_window,
                 initial_max_streams_bidi=streams,
                 initial_max_streams_uni=1,
                 idle_timeout_ms=int(IDLE_TIMEOUT * 1000),

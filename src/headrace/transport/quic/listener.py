@@ -21,6 +21,7 @@ from headrace.transport.quic.stream import QuicStream
 log = logging.getLogger("headrace.quic")
 
 STREAM_WINDOW: Final = MIB  # QUIC's own: what a client sends is small, and a host serves many
+CONNECTION_WINDOW: Final = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class QuicListener:
         )
         self._endpoint.start(
             stream_window=STREAM_WINDOW,
+            connection_window=CONNECTION_WINDOW,
             streams=limits.streams,
             congestion=congestion,
             port=port,
