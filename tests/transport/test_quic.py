@@ -166,6 +166,17 @@ def test_a_name_that_is_none(tmp_path: Path) -> None:
         QuicConnection(("no-such-host.invalid", 1), pin=None, certificates=tmp_path)
 
 
+def test_a_name_whose_first_address_does_not_answer(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.3", 0))
+        addresses = [(socket.AF_INET, silent.getsockname()), (socket.AF_INET, ("127.0.0.1", host.port))]
+        monkeypatch.setattr("headrace.transport.eyeballs.resolve", lambda *of: addresses)
+        with host.client(tmp_path, host="two.invalid", timeout=2.0) as connection:
+            host.pair(connection)
+
+
 def test_without_aiopquic_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "aiopquic._binding._transport", None)
     binding.load.cache_clear()

@@ -179,7 +179,11 @@ class QuicConnection:
 
     def _connect(self, pin: bytes | None) -> _Dial:
         failure: UnreachableError | None = None
-        for where in self._addresses():
+        addresses = self._addresses()
+        deadline = self._end
+        for number, where in enumerate(addresses):
+            now = time.monotonic()
+            self._end = now + (deadline - now) / (len(addresses) - number)  # one that is silent leaves time for others
             try:
                 return self._connect_to(where, pin)
             except UnreachableError as why:
