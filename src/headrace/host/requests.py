@@ -10,7 +10,8 @@ from typing import Final
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
-from headrace.protocol.frames import SESSION_LIMITS
+from headrace.host.gate import PIECE, SMALL, Gate
+from headrace.protocol.frames import SESSION_LIMITS, encode_frame
 from headrace.protocol.messages import (
     BULK_REQUESTS,
     CHUNK_SIZE,
@@ -78,7 +79,9 @@ class RequestHandler:
         stream: MessageStream,
         agreed: Agreed,
         buffers: Buffers | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        """gate: the share's, by which the small reads of one connection go before the bulk of others."""
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
@@ -86,6 +89,9 @@ class RequestHandler:
         self._sparse = SPARSE in agreed.features
         self._sources = SourceCache(tree)
         self._buffers = buffers or BufferPool()
+        self._gate = gate or Gate()
+        self._reader = self._gate.reader()
+        self._sender = self._gate.sender()
         self._asked: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self.served = Served()
 
@@ -98,7 +104,11 @@ class RequestHandler:
             )
         self.served.requests += 1
         try:
-            getattr(self, answer)(request)
+            if isinstance(request, (Read, GetChunk)) and request.length <= SMALL:
+                with self._reader.reading(request.length):
+                    getattr(self, answer)(request)
+            else:
+                getattr(self, answer)(request)
         except _Reported as why:
             self._stream.send(error_message(why.error, request.id))  # type: ignore[attr-defined]
 
@@ -169,8 +179,24 @@ class RequestHandler:
             with _reporting():
                 source.read_into(view, request.offset)
             digest = self._known_hash(source, request) or self._hash_of(source, request, view)
-            self._stream.send(Chunk(request.id, digest), view)
+            chunk = Chunk(request.id, digest)
+            if request.length > SMALL:
+                self._send_giving_way(encode_frame(chunk, request.length), view)
+            else:
+                self._stream.send(chunk, view)
         self.served.bytes += request.length
+
+    def _send_giving_way(self, head: bytes, view: memoryview) -> None:
+        """One frame, in pieces; between two of them small reads of other connections may go first."""
+        stream, gate = self._stream.stream, self._gate
+        for start in range(0, len(view), PIECE):
+            if gate.waiting:
+                self._sender.give_way()
+            piece = view[start : start + PIECE]
+            if start:
+                stream.send(piece)
+            else:
+                stream.send(head, piece)
 
     def _chunk_in_clear(self, source: SourceFile, request: GetChunk) -> None:
         """The bytes go from the file to the socket by themselves; they are only read here where the hash is not known.
@@ -178,8 +204,15 @@ class RequestHandler:
         Whether the file is still the one that was hashed, the client finds out by the hash.
         """
         chunk = Chunk(request.id, self._hash_now(source, request), clear=True)
+        clear, fd, end = self._stream.clear, source.fileno(), request.offset + request.length
+        assert clear is not None
+        head = encode_frame(chunk, request.length)
         with self._buffers.acquire(READ_SIZE) as view:  # for where sendfile cannot
-            self._stream.send_file(chunk, source.fileno(), request.offset, request.length, view)
+            for offset in range(request.offset, end, PIECE):
+                if self._gate.waiting:
+                    self._sender.give_way()
+                clear.send_file(head=head, fd=fd, offset=offset, count=min(PIECE, end - offset), buffer=view)
+                head = b""
         self.served.bytes += request.length
 
     def _chunk_in_pieces(self, source: SourceFile, request: GetChunk) -> None:
@@ -200,6 +233,8 @@ class RequestHandler:
                 except HeadraceError as why:
                     log.info("a file could not be read while it was sent: %s", why.message)
                     view[:] = bytes(len(view))
+                if self._gate.waiting:
+                    self._sender.give_way()
                 yield view
 
     def _hash_now(self, source: SourceFile, request: GetChunk) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
+from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
@@ -48,6 +49,7 @@ class Share:
     versions: Versions = Versions()
     hashes: HashCache = field(default_factory=HashCache)
     buffers: Buffers = field(default_factory=BufferPool)
+    gate: Gate = field(default_factory=Gate)
     clear: bool = False
     limit: Limit = field(default_factory=lambda: Limit(None))
     registry: Registry = field(default_factory=Registry)
@@ -159,7 +161,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers)
+    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers, share.gate)
     started = time.monotonic()
     try:
         while True:
