@@ -1,33 +1,31 @@
 """A long link: headrace beside scp and rsync through a `netlab`, by default 100 Mbit/s with 50 ms of round trip.
 
-`python -m bench.wan --help`. --limits says instead what the links of a netlab let through on this machine.
+`python -m bench.wan --help`. --limits says instead what the links of a netlab let through on this machine, --bloat how
+long a queue each program makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from bench import report, session
+from bench.bloat import bloat
+from bench.far import CASES, TRANSPORTS, Across, peers
 from bench.flow import goodput
 from bench.measure import Result, Spread, compare
 from bench.netlab import Lab, LabError, Profile, why_not
-from bench.peers import FAST_CIPHER, Headrace, Peer, RsyncDaemon, Scp
-from bench.process import Command, listen
-from bench.sshd import Sshd, program
+from bench.peers import FAST_CIPHER
 from bench.workspace import checker, parse_size, random_file, workspace
-
-LOOPBACK: Final = "127.0.0.1"
-EVERY: Final = "0.0.0.0"
 
 NOTES: Final = (
     "Wall time of the whole command, start-up and connecting included, as payload by the link's rate. With packets of"
     " 1,500 bytes TCP's payload is at most 96.5 % of it.",
-    "headrace: the share has hashed the file and the client is paired; by TCP.",
+    "headrace: the share has hashed the file and the client is paired; by TCP, or as the name of the row says.",
     f"scp: {FAST_CIPHER}. rsync-daemon: no encryption.",
     "bare TCP: one stream of the same size, connected already: what the link lets through. Limit, not competitor.",
 )
@@ -41,78 +39,6 @@ LIMITS: Final = (
 )
 
 
-class _FarSshd(Sshd):
-    """Listens on every address of its host, and is known by the one that the other host sees."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        super().__init__(folder)
-        self._address = address
-
-    def _configure(self, port: int) -> None:
-        super()._configure(port)
-        for name, address in (("sshd_config", EVERY), ("known_hosts", self._address)):
-            file = self._folder / name
-            file.write_text(file.read_text().replace(LOOPBACK, address))
-
-
-class _FarScp(Scp):
-    def __init__(self, name: str, folder: Path, address: str) -> None:
-        super().__init__(name, folder, FAST_CIPHER)
-        self._sshd = _FarSshd(folder, address)
-
-
-class _FarRsyncDaemon(RsyncDaemon):
-    def start(self, source: Path) -> None:
-        rsync = program("rsync")
-        self._folder.mkdir()
-        config = self._folder / "rsyncd.conf"
-        config.write_text(self._config(source))
-
-        def command(port: int) -> Command:
-            return Command((rsync, "--daemon", "--no-detach", "--config", str(config), "--port", str(port)))
-
-        self._child, self._port = listen(command, self._folder / "rsyncd.log")
-
-
-class Across:
-    """A peer that serves on host b and copies on host a. The peer's server has to listen on b's address as well."""
-
-    def __init__(self, lab: Lab, peer: Peer) -> None:
-        self.name = peer.name
-        self._lab = lab
-        self._peer = peer
-
-    @property
-    def server(self) -> int | None:
-        return self._peer.server
-
-    def start(self, source: Path) -> None:
-        with self._lab.b.inside():
-            self._peer.start(source)
-
-    def before_run(self) -> None:
-        with self._lab.b.inside():
-            self._peer.before_run()
-
-    def command(self, source_name: str, dest: Path) -> Command:
-        made = self._peer.command(source_name, dest)
-        argv = [word.replace(LOOPBACK, self._lab.b.address) for word in made.argv]
-        return Command(tuple(self._lab.a.argv(argv)), made.env)
-
-    def stop(self) -> None:
-        self._peer.stop()
-
-
-# By name, in the order of the table: (folder, address of the server).
-CASES: Final[dict[str, Callable[[Path, str], Peer]]] = {
-    "headrace": lambda folder, address: Headrace(
-        "headrace", folder, options=("--transport", "tcp"), share_options=("--bind", address)
-    ),
-    "scp": lambda folder, address: _FarScp("scp", folder, address),
-    "rsync-daemon": lambda folder, address: _FarRsyncDaemon("rsync-daemon", folder),
-}
-
-
 def main() -> int:
     parser = session.parser("Copies one file over a long link with each program in turn.", rounds=5, cases=[*CASES])
     parser.add_argument("--size", type=parse_size, default=200_000_000, help="of the file (default 200,000,000)")
@@ -122,11 +48,27 @@ def main() -> int:
         "--queue", type=float, default=100.0, help="ms that the link's queue holds (default %(default)g)"
     )
     parser.add_argument("--loss", type=_losses, default=[0.0, 1.0], help="in %%, each in turn (default 0,1)")
-    parser.add_argument("--congestion", default="bbr", help="TCP's congestion control on both hosts (default bbr)")
+    parser.add_argument(
+        "--congestion", help="TCP's congestion control on both hosts (default bbr; cubic with --bloat, as Linux has it)"
+    )
+    parser.add_argument(
+        "--transport", type=_transports, default=["tcp"], help="headrace's: tcp,quic,auto, a row each (default tcp)"
+    )
+    parser.add_argument("--fast", action="store_true", help="1 Gbit/s, 1 ms, offload, no loss, instead of the above")
+    parser.add_argument("--bloat", action="store_true", help="only how long a queue each makes where it may be 1 s")
     parser.add_argument("--offload", action="store_true", help="lumps instead of packets: for rates over 300 Mbit/s")
     parser.add_argument("--limits", action="store_true", help="only what the links let through on this machine")
     options = parser.parse_args()
+    if options.fast:
+        options.rate, options.rtt, options.loss, options.offload = 1000.0, 1.0, [0.0], True
     return session.exit_code(lambda: limits(options.rounds) if options.limits else run(options))
+
+
+def _transports(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := sorted(set(names) - set(TRANSPORTS)):
+        raise argparse.ArgumentTypeError(f"no such transport: {', '.join(unknown)}")
+    return names
 
 
 def _losses(text: str) -> list[float]:
@@ -134,15 +76,18 @@ def _losses(text: str) -> list[float]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One table for each loss."""
+    """One table for each loss, or with --bloat one of round trips."""
     _needs_a_lab()
     profile = Profile(
         rate=options.rate * 1e6,
         delay=options.rtt / 2000,
         queue=options.queue / 1000,
-        congestion=options.congestion,
+        congestion=options.congestion or ("cubic" if options.bloat else "bbr"),
         offload=options.offload,
     )
+    if options.bloat:
+        bloat(profile, options)
+        return
     facts = report.machine()
     tables = []
     with workspace(4 * options.size, options.folder) as folder:
@@ -151,15 +96,17 @@ def run(options: argparse.Namespace) -> None:
         random_file(source, options.size)
         for loss in options.loss:
             report.tell(f"loss {loss:g} %")
-            results, bare = _measure(replace(profile, loss=loss / 100), source, folder / f"loss-{loss:g}", options)
+            results, bare, firsts = _measure(
+                replace(profile, loss=loss / 100), source, folder / f"loss-{loss:g}", options
+            )
             if options.json:
                 target = options.json.with_stem(f"{options.json.stem}-loss-{loss:g}")
                 report.save(target, "netlab", facts | {"loss": loss}, results, NOTES)
             limit = report.spread(Spread.of([100 * one / profile.rate for one in bare]), 1)
-            tables.append(f"loss {loss:g} %; bare TCP {limit} % of the link\n{table(results, profile.rate)}")
+            tables.append(f"loss {loss:g} %; bare TCP {limit} % of the link\n{table(results, profile.rate)}{firsts}")
     print(
         f"\nOne file of {options.size / 1e6:,.0f} MB over {options.rate:g} Mbit/s, {options.rtt:g} ms round trip,"
-        f" queue {options.queue:g} ms, TCP {options.congestion}\n{report.machine_line(facts)}\n"
+        f" queue {options.queue:g} ms, TCP {profile.congestion}\n{report.machine_line(facts)}\n"
     )
     print("\n\n".join(tables))
     notes = [*NOTES, f"Rounds in turn: {options.rounds}, after one that is not counted. Every copy was checked."]
@@ -168,24 +115,31 @@ def run(options: argparse.Namespace) -> None:
 
 def _measure(
     profile: Profile, source: Path, folder: Path, options: argparse.Namespace
-) -> tuple[list[Result], list[float]]:
-    """The cases, and the bare stream in bit/s before and after them."""
+) -> tuple[list[Result], list[float], str]:
+    """The cases; the bare stream in bit/s before and after them; when headrace's first bytes came."""
     folder.mkdir()
     with Lab(profile) as lab:
         bare = [goodput(lab, options.size)]
+        across = peers(lab, folder, options)
+        right = checker(source)
+
+        def check(copy: Path) -> None:
+            right(copy)
+            max(across, key=lambda peer: peer.commanded).note(folder / "command.log")
+
         results = compare(
-            [Across(lab, CASES[name](folder / name, lab.b.address)) for name in options.only],
+            across,
             source,
             amount=options.size,
             rounds=options.rounds,
             folder=folder,
-            check=checker(source),
+            check=check,
             tell=report.tell,
         )
         bare.append(goodput(lab, options.size))
         there, back = lab.counts()
         report.tell(f"the link, there: {there}\nthe link, back: {back}")
-    return results, bare
+    return results, bare, "".join(first_bytes(peer, 2 * profile.delay) for peer in across if peer.first_bytes)
 
 
 def table(results: Sequence[Result], rate: float) -> str:
@@ -207,6 +161,14 @@ def table(results: Sequence[Result], rate: float) -> str:
             ]
         )
     return report.columns(rows)
+
+
+def first_bytes(peer: Across, rtt: float) -> str:
+    """One line: how long after the connection the first byte of each copy came. rtt: seconds, 0 where there is none."""
+    line = f"\n{peer.name}: first byte {report.spread(Spread.of(peer.first_bytes), 0)} ms after the connection"
+    if rtt:
+        line += f", {report.spread(Spread.of([ms / 1000 / rtt for ms in peer.first_bytes]), 1)} round trips"
+    return line
 
 
 def limits(rounds: int) -> None:
