@@ -100,6 +100,38 @@ def test_the_bound_holds_over_both_sizes() -> None:
     assert pool.figures().high_water == 2 * CHUNK_SIZE
 
 
+def test_small_ones_do_not_wait_for_large_ones() -> None:
+    limit = 16 * CHUNK_SIZE
+    pool = BufferPool(limit)
+    large = [pool.acquire(CHUNK_SIZE) for _ in range(15)]
+    with pytest.raises(TimeoutError):
+        pool.acquire(CHUNK_SIZE, timeout=0)
+    small = [pool.acquire(READ_SIZE, timeout=0) for _ in range(CHUNK_SIZE // READ_SIZE)]
+    assert pool.figures().in_use == pool.figures().held == limit, "the bound holds all the same"
+    with pytest.raises(TimeoutError):
+        pool.acquire(READ_SIZE, timeout=0)
+    for lease in (*large, *small):
+        lease.release()
+    again = pool.acquire(READ_SIZE)
+    assert pool.figures().in_use == READ_SIZE
+    assert pool.figures().allocations == 15 + len(small), "those that were given back serve again"
+    again.release()
+
+
+def test_a_small_one_passes_those_that_wait_for_a_large_one(threads: ThreadPoolExecutor) -> None:
+    pool = BufferPool(8 * CHUNK_SIZE)
+    held = [pool.acquire(CHUNK_SIZE) for _ in range(7)]
+    waiting = threads.submit(pool.acquire, CHUNK_SIZE)
+    until(lambda: pool.figures().waiting == 1)
+    with pool.acquire(READ_SIZE, timeout=0):
+        assert pool.contended
+    held.pop().release()
+    waiting.result(PATIENCE).release()
+    for lease in held:
+        lease.release()
+    assert pool.figures().in_use == 0
+
+
 def test_who_waits_gets_the_next_one_in_turn(threads: ThreadPoolExecutor) -> None:
     pool = BufferPool(CHUNK_SIZE)
     held = pool.acquire(CHUNK_SIZE)

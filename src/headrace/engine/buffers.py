@@ -29,6 +29,8 @@ DEFAULT_LIMIT: Final = 64 * MIB
 CLASSES: Final = (READ_SIZE, MIB, CHUNK_SIZE)  # bytes; every buffer has one of these sizes
 PATIENCE: Final = 5.0  # seconds; who waits longer is counted and, once a minute, told
 WARN_EVERY: Final = 60.0
+KEPT: Final = 16  # of a pool of KEPT_FROM bytes and more, one part in so many is for the smallest buffers alone
+KEPT_FROM: Final = 8 * CHUNK_SIZE
 
 
 class Lease:
@@ -91,7 +93,8 @@ class PoolFigures:
 class BufferPool:
     """Buffers of 128 KiB, 1 MiB and 4 MiB, at most `limit` bytes of them in all. Thread-safe.
 
-    Buffers are reused without being zeroed. Waiters are served in the order in which they came.
+    Buffers are reused without being zeroed. Waiters are served in the order in which they came. A sixteenth of a pool
+    of 32 MiB or more is kept for buffers of 128 KiB: a small read does not wait for chunks that go to slow peers.
     """
 
     def __init__(
@@ -103,6 +106,9 @@ class BufferPool:
     ) -> None:
         """limit: bytes, at least one chunk, else UsageError. spill_to: a folder; None: the one for temporary files."""
         self._limit = check_limit(limit)
+        self._reserve = limit // KEPT // READ_SIZE * READ_SIZE if limit >= KEPT_FROM else 0
+        self._reserved_free: list[memoryview] = []
+        self._reserved_held = 0
         self._spill_to = spill_to
         self._clock = clock
         self._changed = threading.Condition()
@@ -120,6 +126,9 @@ class BufferPool:
         """
         wanted = _class_of(size)
         with self._changed:
+            reserved = self._take_reserved(wanted)
+            if reserved is not None:
+                return Lease(reserved, size, self._release_reserved)
             whole = None if self._queue else self._take(wanted)
             if whole is None:
                 whole = self._wait_for(wanted, timeout)
@@ -132,6 +141,9 @@ class BufferPool:
         """
         wanted = _class_of(size)
         with self._changed:
+            reserved = self._take_reserved(wanted)
+            if reserved is not None:
+                return Lease(reserved, size, self._release_reserved)
             whole = None if self._queue else self._take(wanted)
             if whole is not None:
                 return Lease(whole, size, self._release)
@@ -148,7 +160,7 @@ class BufferPool:
                 limit=self._limit,
                 in_use=self._in_use,
                 high_water=self._high_water,
-                held=self._held,
+                held=self._held + self._reserved_held,
                 allocations=self._allocations,
                 waiting=len(self._queue),
                 waits=self._waits,
@@ -169,19 +181,36 @@ class BufferPool:
         free = self._free[wanted]
         if not free:
             self._drop_others(wanted)
-            if self._held + wanted > self._limit:
+            if self._held + wanted > self._limit - self._reserve:
                 return None
             free.append(_new(wanted))
             self._held += wanted
             self._allocations += 1
-        self._in_use += wanted
-        self._high_water = max(self._high_water, self._in_use)
+        self._used(wanted)
         return free.pop()
+
+    def _take_reserved(self, wanted: int) -> memoryview | None:
+        """One of those that are kept for small reads, without a turn: nobody who waits could have it."""
+        if wanted != READ_SIZE:
+            return None
+        free = self._reserved_free
+        if not free:
+            if self._reserved_held + wanted > self._reserve:
+                return None
+            free.append(_new(wanted))
+            self._reserved_held += wanted
+            self._allocations += 1
+        self._used(wanted)
+        return free.pop()
+
+    def _used(self, size: int) -> None:
+        self._in_use += size
+        self._high_water = max(self._high_water, self._in_use)
 
     def _drop_others(self, wanted: int) -> None:
         """Gives idle buffers of another size back to the system where `wanted` bytes would not fit otherwise."""
         for size, free in self._free.items():
-            while size != wanted and free and self._held + wanted > self._limit:
+            while size != wanted and free and self._held + wanted > self._limit - self._reserve:
                 free.pop()
                 self._held -= size
 
@@ -229,6 +258,11 @@ class BufferPool:
             self._free[len(whole)].append(whole)
             if self._queue:
                 self._changed.notify_all()
+
+    def _release_reserved(self, whole: memoryview, spilled: bool) -> None:
+        with self._changed:
+            self._in_use -= len(whole)
+            self._reserved_free.append(whole)
 
     def _spill(self, size: int) -> memoryview:
         folder = self._spill_to or Path(tempfile.gettempdir())
