@@ -47,6 +47,29 @@ def test_a_share_listens_by_both_on_one_number(shared: Path, tmp_path: Path) -> 
     assert probe(("127.0.0.1", server.port), timeout=1).outcome != OPEN
 
 
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_who_asks_before_quic_is_loaded_is_answered_at_once(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    load = binding.load
+
+    def slow() -> object:
+        loading.set()
+        assert go_on.wait(10)
+        return load()
+
+    monkeypatch.setattr(binding, "load", slow)
+    with ShareServer([shared], port=0, home=tmp_path / "home") as server:
+        for _ in range(3):  # the first one makes it load
+            assert probe(("127.0.0.1", server.port), timeout=5).outcome == OPEN
+        assert loading.wait(10)
+        assert probe(("127.0.0.1", server.port), timeout=5).outcome == OPEN
+        go_on.set()
+        wait_until(lambda: server._udp and server._udp.listening, "QUIC to listen")
+        wait_until(lambda: probe(("127.0.0.1", server.port), timeout=0.3).outcome == OPEN, "QUIC to answer")
+
+
 def test_tcp_alone_where_that_is_asked_for(shared: Path, tmp_path: Path) -> None:
     with ShareServer([shared], port=0, home=tmp_path / "home", transports={"tcp"}) as server:
         assert server.transports == ("tcp",)

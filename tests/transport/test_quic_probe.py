@@ -8,10 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.transport.identity import Identity
 from headrace.transport.quic import unavailable
-from headrace.transport.quic.probe import OPEN, REJECTED, RESERVED_VERSION, SILENT, SIZE, Probe, is_answer, probe
+from headrace.transport.quic.probe import (
+    OPEN,
+    REJECTED,
+    RESERVED_VERSION,
+    SILENT,
+    SIZE,
+    Probe,
+    _packet,
+    answer_to,
+    is_answer,
+    probe,
+)
 
 
 def test_open(tmp_path: Path) -> None:
@@ -116,3 +129,25 @@ def test_nothing_heavy_is_imported_for_it() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+ids = st.binary(max_size=20)
+
+
+@given(ids, ids)
+def test_a_probe_is_answered_as_the_library_would(theirs: bytes, ours: bytes) -> None:
+    packet = _packet(theirs, ours, lambda count: bytes(count))
+    answer = answer_to(packet)
+    assert answer is not None
+    assert is_answer(answer, ours=ours, theirs=theirs)
+    assert len(answer) < len(packet)
+
+
+@given(st.binary(max_size=60), st.integers(0, 1300))
+def test_nothing_else_is(start: bytes, size: int) -> None:
+    datagram = start.ljust(size, b"\0")
+    answer = answer_to(datagram)
+    if size < SIZE or not start or start[0] < 0x80 or start[1:5] in (b"", b"\0\0\0\0", b"\0\0\0\1"):
+        assert answer is None
+    if answer is not None:
+        assert len(answer) <= 5 + 2 * 21 + 4

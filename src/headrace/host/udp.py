@@ -7,13 +7,13 @@ import logging
 import select
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from headrace.errors import HeadraceError
 from headrace.transport.identity import Identity
+from headrace.transport.quic.probe import answer_to
 
 if TYPE_CHECKING:
     from headrace.transport.quic.listener import QuicListener
@@ -38,17 +38,22 @@ class UdpSide:
         self._port, self._bind, self._identity, self._on_stream = port, bind, identity, on_stream
         self._reserved: socket.socket | None = _reserve(bind, port)
         self._stopping = threading.Event()
+        self._asked = threading.Event()  # somebody wants QUIC
+        self._loaded = threading.Event()
         self._listener: QuicListener | None = None
         self.problem: str | None = None  # why there is no QUIC, once that is known
         # Not a daemon: an interpreter that ends in the middle of an import crashes.
         self._starting = threading.Thread(target=self._start, name="headrace-udp")
+        self._answering = threading.Thread(target=self._answer, name="headrace-udp-probes", daemon=True)
 
     def start(self) -> None:
+        self._answering.start()
         self._starting.start()
 
     def stop(self) -> None:
         """Ends every connection and joins the threads. May be called again."""
         self._stopping.set()
+        self._asked.set()
         if self._starting.ident is not None:
             self._starting.join()
         self._release()
@@ -65,13 +70,10 @@ class UdpSide:
         return self._listener.counters if self._listener else Counter()
 
     def _start(self) -> None:
-        end = time.monotonic() + PAUSE
-        while not self._stopping.is_set() and time.monotonic() < end:
-            if self._reserved and select.select([self._reserved], [], [], LOOK)[0]:
-                break
-        if self._stopping.is_set():
-            return
+        self._asked.wait(PAUSE)
         try:
+            if self._stopping.is_set():
+                return
             from headrace.transport.quic import binding
             from headrace.transport.quic.listener import QuicListener
 
@@ -81,11 +83,30 @@ class UdpSide:
                 port=self._port, bind=self._bind, identity=self._identity, on_stream=self._on_stream
             )
         except HeadraceError as why:
-            self._release()
             fall_back(why.message)
             self.problem = why.message
+        finally:
+            self._release()
+
+    def _answer(self) -> None:
+        """Tells whoever asks that QUIC is to be had here, as the library will, once that is loaded: a client does not
+        wait for that."""
+        while not self._loaded.is_set():
+            sock = self._reserved
+            try:
+                if sock is None or not select.select([sock], [], [], LOOK)[0]:
+                    continue
+                datagram, whence = sock.recvfrom(2048)
+                self._asked.set()
+                if answer := answer_to(datagram):
+                    sock.sendto(answer, whence)
+            except (OSError, ValueError):  # nobody to answer; or the socket was closed meanwhile
+                continue
 
     def _release(self) -> None:
+        self._loaded.set()
+        if self._answering.is_alive():
+            self._answering.join()
         if self._reserved:
             self._reserved.close()
             self._reserved = None

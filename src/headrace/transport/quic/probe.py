@@ -24,6 +24,8 @@ SIZE: Final = 1200  # bytes; hosts ignore smaller ones (RFC 9000, section 14.1)
 RESERVED_VERSION: Final = 0x1A2A3A4A  # 0x?a?a?a?a forces version negotiation (section 15)
 RESEND: Final = 0.25  # seconds to the second datagram; then twice as long each time
 _ID_LENGTH: Final = 8
+_MAX_ID: Final = 20  # bytes of a connection id in QUIC's version 1
+_VERSION_1: Final = b"\0\0\0\1"
 _MAX_DATAGRAM: Final = 2048
 _UNREACHABLE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 
@@ -136,6 +138,21 @@ def _packet(theirs: bytes, ours: bytes, entropy: Callable[[int], bytes]) -> byte
     head = struct.pack("!BI", 0xC0, RESERVED_VERSION)
     head += bytes([len(theirs)]) + theirs + bytes([len(ours)]) + ours
     return head + entropy(SIZE - len(head))
+
+
+def answer_to(datagram: bytes) -> bytes | None:
+    """What a QUIC host says to `datagram` if that is a probe: Version Negotiation. None: it is something else.
+
+    For the moment before the QUIC library is loaded. The answer is smaller than the question, so it amplifies nothing.
+    """
+    if len(datagram) < SIZE or not datagram[0] & 0x80 or datagram[1:5] in (b"\0\0\0\0", _VERSION_1):
+        return None
+    end_theirs = 6 + datagram[5]
+    end_ours = end_theirs + 1 + datagram[min(end_theirs, SIZE - 1)]
+    if datagram[5] > _MAX_ID or end_ours > end_theirs + 1 + _MAX_ID:
+        return None
+    theirs, ours = datagram[5:end_theirs], datagram[end_theirs:end_ours]
+    return bytes([0xC0]) + b"\0\0\0\0" + ours + theirs + _VERSION_1
 
 
 def is_answer(datagram: bytes, *, ours: bytes, theirs: bytes) -> bool:
