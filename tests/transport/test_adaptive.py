@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Made:
 class Dialer:
     """Dials when it is let; what it made is in `made`."""
 
-    def __init__(self, transport: str, *, error: HeadraceError | None = None, at_once: bool = True) -> None:
+    def __init__(self, transport: str, *, error: Exception | None = None, at_once: bool = True) -> None:
         self.transport = transport
         self.error = error
         self.go = threading.Event()
@@ -156,6 +157,29 @@ def test_what_tcp_says_is_told_where_nobody_can_be_reached() -> None:
             connect(tcp, quic, probe)
 
 
+def test_nobody_waits_for_a_probe_or_a_dial_that_failed_in_an_unforeseen_way() -> None:
+    def broken() -> Reach:
+        raise ValueError("filedescriptor out of range")
+
+    for probe, failure in ((broken, UnreachableError("nobody listens")), (lambda: NEAR, ValueError("odd"))):
+        result: queue.SimpleQueue[HeadraceError | None] = queue.SimpleQueue()
+        tcp, quic = Dialer("tcp", error=failure), Dialer("quic", error=UnreachableError("no QUIC"))
+
+        def dial(
+            probe: Callable[[], Reach] = probe,
+            tcp: Dialer = tcp,
+            quic: Dialer = quic,
+            result: queue.SimpleQueue[HeadraceError | None] = result,
+        ) -> None:
+            try:
+                connect(tcp, quic, probe)
+            except HeadraceError as why:
+                result.put(why)
+
+        threading.Thread(target=dial, daemon=True).start()
+        assert isinstance(result.get(timeout=10), UnreachableError)
+
+
 def test_a_forced_transport_is_the_only_one() -> None:
     connection = AdaptiveConnection(("host", 1), {"quic": Dialer("quic")}, never)
     assert (connection.transport, connection.others(), connection.fallback_reason) == ("quic", [], None)
@@ -207,6 +231,31 @@ def test_another_certificate_by_the_other_transport_is_refused() -> None:
     with pytest.raises(CertificateChangedError):
         connection.open_stream("quic")
     assert quic.made[0].aborted
+    assert quic.made[0].closed
+
+
+def test_another_certificate_of_the_one_that_lost_the_race_is_refused_too() -> None:
+    """At first contact both dial without a pin. What the handshake proves holds for the certificate of the first."""
+    tcp, quic = Dialer("tcp"), Dialer("quic", at_once=False)
+    honest = quic.__call__
+
+    def another() -> Connection:
+        made = honest()
+        made.fingerprint = b"x" * 32  # type: ignore[misc]
+        return made
+
+    dialers: dict[str, Callable[[], Connection]] = {"quic": another, "tcp": tcp}
+    connection = AdaptiveConnection(("host", 1), dialers, lambda: FAR, head_start=0.03)
+    assert connection.transport == "tcp"
+    quic.go.set()
+    until = time.monotonic() + 10
+    while "quic" not in connection._connections:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for _ in range(2):
+        with pytest.raises(CertificateChangedError):
+            connection.open_stream("quic")
+    assert [(made.opened, made.closed) for made in quic.made] == [([], True)] * 2
 
 
 def test_abort_holds_for_what_comes_later_too() -> None:

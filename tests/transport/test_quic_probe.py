@@ -151,3 +151,29 @@ def test_nothing_else_is(start: bytes, size: int) -> None:
         assert answer is None
     if answer is not None:
         assert len(answer) <= 5 + 2 * 21 + 4
+
+
+def test_it_works_where_a_thousand_descriptors_are_open(tmp_path: Path) -> None:
+    """select takes none above 1023."""
+    program = """
+import os, resource, socket, threading
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from headrace.errors import UnreachableError
+from headrace.transport.adaptive import connect
+from headrace.transport.quic.probe import probe
+with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+assert probe(("127.0.0.1", port), timeout=0.3).outcome != "open"
+try:
+    connect(("127.0.0.1", port), pin=None, certificates=Path("."))
+except UnreachableError as why:
+    print(why.message)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "nobody listens" in done.stdout, done.stderr
+    assert not done.stderr

@@ -94,7 +94,7 @@ class UdpSide:
         while not self._loaded.is_set():
             sock = self._reserved
             try:
-                if sock is None or not select.select([sock], [], [], LOOK)[0]:
+                if sock is None or not _readable(sock, LOOK):
                     continue
                 datagram, whence = sock.recvfrom(2048)
                 self._asked.set()
@@ -110,6 +110,13 @@ class UdpSide:
         if self._reserved:
             self._reserved.close()
             self._reserved = None
+
+
+def _readable(sock: socket.socket, seconds: float) -> bool:
+    """Not by select: that takes no descriptor above 1023."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 def fall_back(why: str) -> None:

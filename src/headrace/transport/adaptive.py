@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -100,7 +100,12 @@ class AdaptiveConnection:
         told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
         def ask() -> None:
-            self._reach = reach = probe()  # also where TCP stood before the answer came: chunks may still go by QUIC
+            try:
+                reach = probe()
+            except Exception as why:  # whoever waits is told, whatever happened
+                log.exception("asking for QUIC failed")
+                reach = Reach(problem=("failed", f"asking for QUIC failed here ({type(why).__name__})"))
+            self._reach = reach  # also where TCP stood before the answer came: chunks may still go by QUIC
             told.put(("probe", reach))
 
         _on_thread("headrace-probe", ask)
@@ -140,6 +145,9 @@ class AdaptiveConnection:
             self._keep(name, self._dialers[name]())
         except HeadraceError as why:
             return why
+        except Exception as why:  # a bug of one transport must not keep those waiting who could have the other
+            log.exception("dialling by %s failed", name)
+            return UnreachableError(f"{name} failed here ({type(why).__name__}: {why})")
         return None
 
     def _explain(self, first: str, failures: Mapping[str, HeadraceError]) -> None:
@@ -209,12 +217,18 @@ class AdaptiveConnection:
                 connection = self._connections.get(name)
             if self._aborted:
                 raise ConnectionLostError("the connection was aborted")
-            if connection is not None:
-                return connection, False
-            connection = self._dialers[name]()
+            fresh = connection is None
+            if connection is None:
+                connection = self._dialers[name]()
+            # One that lost the race is looked at here, too: without a pin it took whatever certificate it was shown.
             if connection.fingerprint != self.fingerprint:
+                with self._lock:
+                    self._connections.pop(name, None)
                 connection.abort()
+                connection.close()
                 raise CertificateChangedError(f"the host shows another certificate by {name} than by {self.transport}")
+            if not fresh:
+                return connection, False
             return self._keep(name, connection), True
 
     def rtt(self) -> float | None:
@@ -324,13 +338,21 @@ class _Finder:
                         del asking[probe]
                 if asking:
                     until = min(end, *(probe.due for probe in asking))
-                    select.select(list(asking), [], [], max(0.0, until - now))
+                    _wait_readable(asking, max(0.0, until - now))
         finally:
             for probe in asking:
                 probe.close()
         if not asking:
             return Reach(problem=("rejected", f"UDP is rejected there ({refusal})"))
         return Reach(problem=("silent", f"UDP gets no answer ({PROBE_TIMEOUT:.0f} s)"))
+
+
+def _wait_readable(asking: Iterable[Probe], seconds: float) -> None:
+    """Not by select: that takes no descriptor above 1023."""
+    poller = select.poll()
+    for probe in asking:
+        poller.register(probe, select.POLLIN)
+    poller.poll(seconds * 1000)
 
 
 def _load_quic() -> None:

@@ -127,7 +127,9 @@ def probe(
             left = min(end, asking.due) - clock()
             if clock() >= end:
                 return ProbeResult(SILENT, None, f"no answer for {timeout:.1f} s")
-            select.select([asking], [], [], max(left, 0))
+            poller = select.poll()  # select takes no descriptor above 1023
+            poller.register(asking, select.POLLIN)
+            poller.poll(max(left, 0) * 1000)
         assert asking.result is not None
         return asking.result
     finally:
