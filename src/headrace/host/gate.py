@@ -55,7 +55,8 @@ class Gate:
     """One for each share. Thread-safe.
 
     waiting: how many small reads are being answered. Bulk looks at it without a lock: 0 is the usual case, and whoever
-    comes a moment later is seen before the next piece. pauses, paused: how often bulk stood still, and seconds in all.
+    comes a moment later is seen before the next piece. latest: when the last one came, by `clock`; None: none did.
+    pauses, paused: how often bulk stood still, and seconds in all.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Gate:
     ) -> None:
         """clock: in seconds; sleep: for so many of them."""
         self.waiting = 0
+        self.latest: float | None = None
         self.pauses = 0
         self.paused = 0.0
-        self._clock = clock
+        self.clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
         self._entered: dict[int, float] = {}  # by number, in the order of coming
@@ -73,17 +75,17 @@ class Gate:
 
     def reader(self) -> Reader:
         """For the small reads of one connection."""
-        return Reader(self, self._clock)
+        return Reader(self, self.clock)
 
     def sender(self) -> Sender:
         """For the bulk of one connection."""
-        return Sender(self, self._clock)
+        return Sender(self, self.clock)
 
     def enter(self) -> int:
         """A small read begins. The number is for `leave`."""
         with self._lock:
             self._last = number = self._last + 1
-            self._entered[number] = self._clock()
+            self._entered[number] = self.latest = self.clock()
             self.waiting += 1
         return number
 
@@ -98,16 +100,16 @@ class Gate:
 
         It naps and looks, and nobody wakes it: to wake six senders at once would cost the reader more than it gained.
         """
-        began = now = self._clock()
-        while (left := min(began + longest, self._latest() + STUCK) - now) > 0:
+        began = now = self.clock()
+        while (left := min(began + longest, self._newest() + STUCK) - now) > 0:
             self._sleep(min(left, NAP))
-            now = self._clock()
+            now = self.clock()
         with self._lock:
             self.pauses += 1
             self.paused += now - began
         return now - began
 
-    def _latest(self) -> float:
+    def _newest(self) -> float:
         """When the last of those came that wait; long ago where nobody does."""
         with self._lock:
             return self._entered[next(reversed(self._entered))] if self._entered else float("-inf")

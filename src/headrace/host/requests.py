@@ -10,6 +10,7 @@ from typing import Final
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
+from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.protocol.frames import SESSION_LIMITS, encode_frame
 from headrace.protocol.messages import (
@@ -92,6 +93,7 @@ class RequestHandler:
         self._gate = gate or Gate()
         self._reader = self._gate.reader()
         self._sender = self._gate.sender()
+        self._shaping: Shaping | None = None
         self._asked: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self.served = Served()
 
@@ -188,15 +190,26 @@ class RequestHandler:
 
     def _send_giving_way(self, head: bytes, view: memoryview) -> None:
         """One frame, in pieces; between two of them small reads of other connections may go first."""
-        stream, gate = self._stream.stream, self._gate
-        for start in range(0, len(view), PIECE):
-            if gate.waiting:
-                self._sender.give_way()
-            piece = view[start : start + PIECE]
+        stream = self._stream.stream
+        start = 0
+        while start < len(view):
+            piece = view[start : start + self._next_piece()]
             if start:
                 stream.send(piece)
             else:
                 stream.send(head, piece)
+            start += len(piece)
+
+    def _next_piece(self) -> int:
+        """Before each piece of bulk: does what small reads need. How many bytes the piece may have at most."""
+        gate = self._gate
+        if gate.waiting:
+            self._sender.give_way()
+        if gate.latest is None:  # nobody ever read anything small: the usual case of a copy
+            return PIECE
+        if self._shaping is None:
+            self._shaping = Shaping.of(self._stream.stream)
+        return self._shaping.look(gate.clock(), gate.latest) or PIECE
 
     def _chunk_in_clear(self, source: SourceFile, request: GetChunk) -> None:
         """The bytes go from the file to the socket by themselves; they are only read here where the hash is not known.
@@ -208,11 +221,12 @@ class RequestHandler:
         assert clear is not None
         head = encode_frame(chunk, request.length)
         with self._buffers.acquire(READ_SIZE) as view:  # for where sendfile cannot
-            for offset in range(request.offset, end, PIECE):
-                if self._gate.waiting:
-                    self._sender.give_way()
-                clear.send_file(head=head, fd=fd, offset=offset, count=min(PIECE, end - offset), buffer=view)
+            offset = request.offset
+            while offset < end:
+                count = min(self._next_piece(), end - offset)
+                clear.send_file(head=head, fd=fd, offset=offset, count=count, buffer=view)
                 head = b""
+                offset += count
         self.served.bytes += request.length
 
     def _chunk_in_pieces(self, source: SourceFile, request: GetChunk) -> None:
@@ -233,8 +247,7 @@ class RequestHandler:
                 except HeadraceError as why:
                     log.info("a file could not be read while it was sent: %s", why.message)
                     view[:] = bytes(len(view))
-                if self._gate.waiting:
-                    self._sender.give_way()
+                self._next_piece()
                 yield view
 
     def _hash_now(self, source: SourceFile, request: GetChunk) -> bytes:

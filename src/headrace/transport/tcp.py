@@ -18,6 +18,7 @@ from headrace.errors import ConnectionLostError, ProtocolError
 from headrace.protocol.pake import fingerprint_of
 from headrace.transport.pacing import Pace
 from headrace.transport.records import Records, TlsRecords
+from headrace.transport.shaping import Shaper, shaper
 from headrace.transport.zerocopy import FALLBACKS, UnsupportedError, platform_send, wait_writable
 
 log = logging.getLogger("headrace.tcp")
@@ -251,6 +252,10 @@ class TcpStream:
             return None
         microseconds: int = _TCP_INFO_RTT.unpack_from(info, _TCP_INFO_RTT_OFFSET)[0]
         return microseconds / 1e6
+
+    def shaper(self) -> Shaper | None:
+        """By which whoever sends bulk keeps the path's queue short. None on loopback and where the system lacks it."""
+        return None if is_loopback(self._sock) else shaper(self._sock)
 
     def close(self) -> None:
         if self._closed:
