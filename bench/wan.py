@@ -49,7 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--loss", type=_losses, default=[0.0, 1.0], help="in %%, each in turn (default 0,1)")
     parser.add_argument(
-        "--congestion", help="TCP's congestion control on both hosts (default bbr; cubic with --bloat, as Linux has it)"
+        "--congestion", help="TCP's congestion control on both hosts (default bbr; with --bloat this machine's default)"
     )
     parser.add_argument(
         "--transport", type=_transports, default=["tcp"], help="headrace's: tcp,quic,auto, a row each (default tcp)"
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         rate=options.rate * 1e6,
         delay=options.rtt / 2000,
         queue=options.queue / 1000,
-        congestion=options.congestion or ("cubic" if options.bloat else "bbr"),
+        congestion=options.congestion or (_own_congestion() if options.bloat else "bbr"),
         offload=options.offload,
     )
     if options.bloat:
@@ -185,6 +185,11 @@ def limits(rounds: int) -> None:
         rows.append([name, report.spread(Spread.of(rates), 0)])
     print(f"\nWhat one TCP stream gets through a netlab\n{report.machine_line(facts)}\n")
     print(report.columns(rows), flush=True)
+
+
+def _own_congestion() -> str:
+    """What programs get on this machine that do not choose."""
+    return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
 
 
 def _needs_a_lab() -> None:
