@@ -230,6 +230,8 @@ FROM_HOST: dict[str, type[HeadraceError]] = {
 
 def printable(text: str, limit: int = 300) -> str:
     """`text` from a peer or a disk, made safe to show on a terminal: control characters escaped, length cut."""
+    if text.isprintable() and len(text) <= limit:  # nearly always, and this is asked for every file
+        return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 

@@ -432,6 +432,7 @@ def test_many_threads_do_every_piece_once(
                 assert not window
                 queue.push(tasks(work.job, counts[str(work.job.source)], length=10))
             elif work is not None:
+                assert isinstance(work, Task)
                 window.append(work)
                 assert len(window) <= 4
             elif window:

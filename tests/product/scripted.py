@@ -21,10 +21,12 @@ from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
     CHUNK_SIZE,
+    Batch,
     Chunk,
     Data,
     Entry,
     Error,
+    GetBatch,
     GetChunk,
     GetManifest,
     Goodbye,
@@ -40,7 +42,7 @@ from headrace.protocol.messages import (
     Walk,
 )
 from headrace.protocol.pake import PairingKeys
-from headrace.protocol.session import Agreed, ClientHandshake, HostHandshake, Versions, error_message
+from headrace.protocol.session import SPARSE, Agreed, ClientHandshake, HostHandshake, Versions, error_message
 from headrace.storage.chunks import hash_bytes
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
@@ -100,6 +102,7 @@ class ScriptedHost:
 
     listing: (directory, its entries), as Walk tells them. content: of the files, by path. answers: by request, what
     is sent instead of the honest answer; `host.honest(stream, request)` gives that. asked: every request so far.
+    features: what it offers; without `batch`, as here, it is a host from before there was that.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class ScriptedHost:
         root: Entry | None = None,
         versions: Versions = Versions(),
         code: str = CODE,
+        features: tuple[str, ...] = (SPARSE,),
     ) -> None:
         give_identity(home)
         identity = Identity.load_or_create(home)
@@ -119,6 +123,7 @@ class ScriptedHost:
         self._context = server_context(str(identity.file))
         self._code = Code.parse(code)
         self._versions = versions
+        self._features = features
         self._policy = _Policy()
         self.listing = list(listing)
         self.content = dict(content or {})
@@ -176,6 +181,7 @@ class ScriptedHost:
             entropy=os.urandom,
             name="hostile",
             versions=self._versions,
+            features=self._features,
         )
         try:
             while handshake.agreed is None:
@@ -209,6 +215,10 @@ class ScriptedHost:
         elif isinstance(request, GetChunk):
             data = self.content[request.path][request.offset : request.offset + request.length]
             messages.send(Chunk(request.id, hash_bytes(data)), data)
+        elif isinstance(request, GetBatch):
+            whole = [self.content[path] for path, _ in request.items]
+            data = b"".join(whole)
+            messages.send(Batch(request.id, 0, [len(one) for one in whole], [], [], [], hash_bytes(data)), data)
         elif isinstance(request, Read):
             messages.send(Data(request.id), self.content[request.path][request.offset :][: request.length])
         elif isinstance(request, GetManifest):

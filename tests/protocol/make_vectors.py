@@ -64,6 +64,12 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
     ("a range of ten bytes", m.GetChunk(8, b"day 1/take-1.mov", VERSION, 1 << 32, 10), b""),
     ("the ten bytes and their hash", m.Chunk(8, BYTES_HASH), BYTES),
     ("a hole: no payload, the hash is that of the zeros", m.Chunk(9, bytes(range(32)), zero=True), b""),
+    ("two small files", m.GetBatch(10, [(b"day 1/notes", VERSION), (b"day 1/gone", VERSION)]), b""),
+    (
+        "the first, ten bytes long, and why there is no second one",
+        m.Batch(10, 0, [10, 0], [1], ["not_found"], ["no such path in the share: day 1/gone"], BYTES_HASH),
+        BYTES,
+    ),
 ]
 
 
@@ -85,7 +91,7 @@ def described(meaning: str, header: bytes, payload: bytes = b"", phase: int = 7)
 
 
 def phase_of(message: m.Message) -> int:
-    bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk)
+    bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk, m.GetBatch, m.Batch)
     return m.PHASE_BULK if isinstance(message, bulk) else m.PHASE_BASELINE
 
 
@@ -127,7 +133,7 @@ def handshake() -> dict[str, Any]:
     talk(paired, make_host(policy, entropy=counting(64)))
     assert paired.agreed and paired.agreed.keys
     keys = paired.agreed.keys
-    agents = {"agent": "headrace 1.0"}
+    agents = {"agent": "headrace 1.0", "features": ("sparse",)}  # later features change no recorded bytes
     known = {"code": None, "peer": keys.peer, "credential": keys.credential}
     return {
         "code": CODE.text,

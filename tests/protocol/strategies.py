@@ -105,6 +105,17 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         m.GetChunk, id=ids, path=wire_paths, version=versions, offset=sizes, length=st.integers(1, m.CHUNK_SIZE)
     ),
     m.Chunk: st.builds(m.Chunk, id=ids, hash=hashes, zero=st.booleans()),
+    m.GetBatch: st.builds(m.GetBatch, id=ids, items=st.lists(st.tuples(wire_paths, versions), max_size=4)),
+    m.Batch: st.builds(
+        m.Batch,
+        id=ids,
+        first=st.integers(0, m.MAX_BATCH_ITEMS),
+        sizes=st.lists(st.integers(0, m.MAX_BATCH_FILE), max_size=4),
+        failed=st.lists(st.integers(0, m.MAX_BATCH_ITEMS), max_size=2),
+        codes=st.lists(words, max_size=2),
+        texts=st.lists(words, max_size=2),
+        hash=hashes,
+    ),
 }
 messages = st.one_of(*MESSAGES.values())
 

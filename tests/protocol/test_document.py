@@ -116,6 +116,7 @@ def test_limits() -> None:
         *(frames.HANDSHAKE_LIMITS.header, frames.HANDSHAKE_LIMITS.payload),
         *(frames.SESSION_LIMITS.header, frames.SESSION_LIMITS.payload),
         *(messages.READ_SIZE, messages.CHUNK_SIZE, messages.MAX_ENTRIES, messages.MAX_HASHES, messages.MAX_FILE_SIZE),
+        *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE),
         *(session.MAX_FEATURES, session.MAX_WORD, paths.MAX_NAME, paths.MAX_PATH, paths.MAX_DEPTH),
     ):
         assert re.search(rf"\b{limit}\b", text), limit
@@ -133,6 +134,8 @@ def test_sizes() -> None:
         (rows(section("`hello`"))["seal"], session.SEAL_SIZE),
         (rows(section("`granted`"))["seal"], session.SEAL_SIZE),
         (rows(section("`chunk`"))["hash"], messages.HASH_SIZE),
+        (rows(section("`batch`"))["hash"], messages.HASH_SIZE),
+        (rows(section("`get-batch`"))["items"], messages.VERSION_SIZE),
         (rows(section("Entries"))["version"], messages.VERSION_SIZE),
     ):
         assert f" {size} bytes" in row[2]

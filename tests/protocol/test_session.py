@@ -95,7 +95,7 @@ def test_first_contact() -> None:
     assert ours.keys == theirs.keys
     assert ours.peer == theirs.peer == ours.keys.peer
     assert (ours.version, ours.features, ours.role) == (theirs.version, theirs.features, theirs.role)
-    assert (ours.version, ours.features, ours.role) == (8, frozenset({"sparse"}), ROLE_CONTROL)
+    assert (ours.version, ours.features, ours.role) == (8, frozenset(FEATURES), ROLE_CONTROL)
     assert ours.share == theirs.share == CODE.share
     assert ours.name == theirs.name == "footage"
     assert (ours.agent, theirs.agent) == ("h 2", "c 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from headrace.client.filters import Filters
 from headrace.client.options import GetOptions, Links
@@ -21,6 +21,8 @@ from headrace.protocol.messages import Entry
 from headrace.protocol.paths import ROOT, RelPath, link_stays_inside
 from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
+
+_MOST_FRESH: Final = 10_000  # folders that are remembered; in others each file's place is looked at
 
 
 class Told(Protocol):
@@ -66,6 +68,7 @@ class Planner:
         # What is set last: directories (their times change with every file in them) and symlinks.
         self._directories: list[tuple[RelPath, int | None, int]] = []
         self._links: list[tuple[RelPath, bytes, int]] = []
+        self._fresh: set[RelPath] = set()  # folders that this transfer made; all below them are too
 
     def jobs(self, entry: Entry, dest: RelPath) -> Iterator[Job]:
         """The jobs of the transfer, as the host lists them. entry: of the source, a file (which becomes `dest`) or a
@@ -75,35 +78,45 @@ class Planner:
             return
         for directory, entries, error in Walk(self._session, self._source, self._outage).parts():
             here = directory.relative_to(self._source)
+            fresh = self._is_fresh(here)
             if error and not self._filters.excludes_directory(here):
                 self._told.failed_path(here, error)
             for child in entries:
                 source, dest = directory / child.name, here / child.name
                 if child.kind == "d":
-                    self._directory(dest, child)
+                    self._directory(dest, child, within_fresh=fresh)
                 elif not self._filters.wants(dest):
                     continue
                 elif child.kind == "f":
-                    yield from self._file(source, dest, child)
+                    yield from self._file(source, dest, child, fresh=fresh)
                 elif child.kind == "l":
                     self._links.append((dest, child.target, child.mtime_ns))
                 else:
                     self._told.warn(dest, "left out: it is neither a file, a folder nor a symlink")
 
-    def _directory(self, dest: RelPath, entry: Entry) -> None:
+    def _is_fresh(self, folder: RelPath) -> bool:
+        """Whether nothing can be in it but what came by this transfer."""
+        if self._destination is None:
+            return False
+        fresh, parts = self._fresh, folder.parts
+        return self._destination.fresh or any(RelPath(parts[: i + 1]) in fresh for i in range(len(parts)) if fresh)
+
+    def _directory(self, dest: RelPath, entry: Entry, *, within_fresh: bool) -> None:
         if self._options.dry_run or not self._filters.wants_directory(dest):
             return
         assert self._destination is not None
         try:
-            self._destination.make_dir(dest, mode=entry.mode)
+            made = self._destination.make_dir(dest, mode=entry.mode)
         except FILE_ERRORS as why:
             self._told.failed_path(dest, why)
             return
         self._directories.append((dest, entry.mode, entry.mtime_ns))
+        if made and not within_fresh and len(self._fresh) < _MOST_FRESH:
+            self._fresh.add(dest)
 
-    def _file(self, source: RelPath, dest: RelPath, entry: Entry) -> Iterator[Job]:
+    def _file(self, source: RelPath, dest: RelPath, entry: Entry, *, fresh: bool = False) -> Iterator[Job]:
         self._progress.found(1, entry.size)
-        job = Job(source, dest, entry)
+        job = Job(source, dest, entry, fresh=fresh)
         if self.decided(job):
             yield job
 
@@ -113,7 +126,8 @@ class Planner:
         try:
             if is_inflight_name(dest.name):
                 raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
-            existing = self._destination.lstat(dest) if self._destination else None
+            # Where somebody else puts something there meanwhile, giving the file its name finds that out.
+            existing = self._destination.lstat(dest) if self._destination and not job.fresh else None
             action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
             if action is Action.SAME:
                 self._settle_same(job, existing)

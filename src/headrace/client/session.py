@@ -44,7 +44,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import Agreed, Versions
+from headrace.protocol.session import BATCH, Agreed, Versions
 from headrace.transport.adaptive import AUTO, TCP, AdaptiveConnection, connect
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit
@@ -69,7 +69,7 @@ class Session:
         self.connection = connection
         self.transport = connection.transport
         self.agreed = agreed
-        self.control = Lane(control)
+        self.control = Lane(control, batches=BATCH in agreed.features)
         self.limit = Limit(None)  # that of the connection, where `connect` made it
         self._credential = credential
         self._lanes = [self.control]
@@ -167,7 +167,7 @@ class Session:
         """A further stream to the same share, for chunks. Blocks for the handshake."""
         versions = Versions(self.agreed.version, self.agreed.version)
         try:
-            stream, _ = greet(
+            stream, agreed = greet(
                 self.connection,
                 versions,
                 transport=transport or self.transport,
@@ -177,7 +177,7 @@ class Session:
             )
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
-        lane = Lane(stream)
+        lane = Lane(stream, batches=BATCH in agreed.features)
         with self._listing_lanes:
             self._lanes.append(lane)
         return lane

@@ -32,6 +32,7 @@ from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error,
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
+from headrace.storage.small import SmallWriter
 
 MAX_REQUESTS: Final = 64  # in flight on one lane
 MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
@@ -200,6 +201,25 @@ class Fetcher:
             job.dest, content, mode=entry.mode, mtime_ns=entry.mtime_ns, replace=job.replace, sparse=entry.sparse
         )
         job.written = True
+
+    def small_files(self) -> SmallWriter:
+        """For the jobs of a group, on one thread."""
+        return self._destination.small_files()
+
+    def write_small(self, job: Job, content: memoryview, writer: SmallWriter) -> None:
+        """A small job's bytes came. Ends it, unless the disk takes nothing more at all: LocalDiskError."""
+        entry = job.entry
+        try:
+            writer.write(
+                job.dest, content, mode=entry.mode, mtime_ns=entry.mtime_ns, replace=job.replace, fresh=job.fresh
+            )
+        except FILE_ERRORS as why:
+            self.settle(job, why)
+            return
+        job.written = job.over = True  # nobody else knows of it
+        self.progress.file_done()
+        self._reports.fetched(job)
+        self.queue.finished()
 
     def _finish(self, job: Job) -> None:
         if job.partial:

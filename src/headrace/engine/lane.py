@@ -6,15 +6,19 @@ import threading
 from collections import deque
 
 from headrace.errors import ConnectionLostError, EndedByHostError, ProtocolError, printable
-from headrace.protocol.messages import Chunk, Data, Error, Goodbye, Message
+from headrace.protocol.messages import Batch, Chunk, Data, Error, Goodbye, Message
 from headrace.transport.framed import MessageStream
 
 
 class Lane:
-    """One stream to the host. Whoever has requests in flight holds `lock`; the rest is for that thread alone."""
+    """One stream to the host. Whoever has requests in flight holds `lock`; the rest is for that thread alone.
 
-    def __init__(self, messages: MessageStream) -> None:
+    batches: whether the host at its other end answers GetBatch.
+    """
+
+    def __init__(self, messages: MessageStream, *, batches: bool = False) -> None:
         self.messages = messages
+        self.batches = batches
         self.lock = threading.Lock()
         self._last_id = 0
         self._pending: deque[int] = deque()
@@ -76,7 +80,7 @@ class Lane:
             raise EndedByHostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")
         if not self._pending or answers != self._pending[0]:
             raise ProtocolError("the host answered something that it was not asked")
-        if payload and not isinstance(message, (Chunk, Data)):
+        if payload and not isinstance(message, (Chunk, Data, Batch)):
             raise ProtocolError(f"the host sent {type(message).__name__} with a payload")
         return message, payload
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace.errors import HeadraceError
-from headrace.protocol.messages import Entry
+from headrace.protocol.messages import MAX_BATCH_FILE, MIB, Entry
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import chunk_count
 from headrace.storage.partial import Partial
 
 MAX_WAITING: Final = 2000  # jobs that the planner may be ahead of the workers
+GROUP_FILES: Final = 256  # in one request
+GROUP_BYTES: Final = MIB
+GROUP_LEAST: Final = 64  # files for which a busy worker asks at once; fewer wait for more, or for it to be idle
 
 
 @dataclass(eq=False)
@@ -22,7 +25,7 @@ class Job:
     """One file to fetch. source: its path in the share; dest: below the destination.
 
     replace: an existing file at dest may be replaced. compare: only if its content differs (sizes are equal).
-    `lock` guards everything below it.
+    fresh: its folder was made by this transfer, so nothing can be there. `lock` guards everything below it.
     """
 
     source: RelPath
@@ -30,6 +33,7 @@ class Job:
     entry: Entry
     replace: bool = False
     compare: bool = False
+    fresh: bool = False
     attempt: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     partial: Partial | None = None
@@ -46,6 +50,12 @@ class Job:
     def single(self) -> bool:
         """Whether one chunk is the whole file: it is written at once and needs no journal."""
         return chunk_count(self.entry.size) <= 1
+
+    @property
+    def small(self) -> bool:
+        """Whether it may come in a batch."""
+        entry = self.entry
+        return entry.size <= MAX_BATCH_FILE and not self.compare and not entry.sparse
 
 
 @dataclass(eq=False, slots=True)
@@ -66,7 +76,30 @@ class Exclusive:
     job: Job
 
 
-Work = Task | Exclusive
+@dataclass(eq=False, slots=True)
+class Group:
+    """Small jobs to be asked for together. again: an answer did not match its hash already."""
+
+    jobs: list[Job]
+    again: bool = False
+
+    @property
+    def asked(self) -> list[Job]:
+        """Those that have bytes."""
+        return [job for job in self.jobs if job.entry.size]
+
+    @property
+    def left(self) -> list[Job]:
+        """Those that have not ended."""
+        return [job for job in self.jobs if not job.over]
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return sum(job.entry.size for job in self.jobs)
+
+
+Work = Task | Group | Exclusive
 
 
 class WorkQueue:
@@ -137,12 +170,14 @@ class WorkQueue:
         with self._changed:
             return self._cancelled or (self._closed and not self._unfinished)
 
-    def take(self, *, idle: bool, room: int, leaves: Callable[[], bool] = lambda: False) -> Work | None:
+    def take(
+        self, *, idle: bool, room: int, leaves: Callable[[], bool] = lambda: False, groups: bool = False
+    ) -> Work | None:
         """The next piece of work, or None: there is none now, or (where `idle`) there will be none any more.
 
         idle: the caller has no request in flight; it waits for work, and only it is given Exclusive work. room: the
         most bytes that the caller may ask for now; an idle caller gets any size. leaves: whether the caller is to go
-        instead of waiting; asked again after `wake`.
+        instead of waiting; asked again after `wake`. groups: small files may come as a Group.
         """
         while True:
             with self._changed:
@@ -160,6 +195,8 @@ class WorkQueue:
                             return None
                         return self._work.popleft()
                     if self._jobs:
+                        if groups and self._jobs[0].small:
+                            return self._group(idle=idle, room=room)
                         job = self._jobs.popleft()
                         if len(self._jobs) == MAX_WAITING - 1:
                             self._changed.notify_all()
@@ -172,3 +209,21 @@ class WorkQueue:
             with self._changed:
                 self._expanded.append(work_of_job)
                 self._changed.notify_all()
+
+    def _group(self, *, idle: bool, room: int) -> Group | None:
+        """Small jobs from the front, with the lock held; None where a busy worker had better wait for more."""
+        jobs = self._jobs
+        if not idle:
+            few = len(jobs) < GROUP_LEAST and sum(job.entry.size for job in jobs) < GROUP_BYTES
+            if few or room < GROUP_BYTES:
+                return None
+        found: list[Job] = []
+        before, size = len(jobs), 0
+        while jobs and len(found) < GROUP_FILES and jobs[0].small:
+            size += jobs[0].entry.size
+            if found and size > GROUP_BYTES:
+                break
+            found.append(jobs.popleft())
+        if before >= MAX_WAITING > len(jobs):
+            self._changed.notify_all()
+        return Group(found)

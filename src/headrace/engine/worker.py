@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from headrace.engine import batch
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.lane import Lane
 from headrace.engine.progress import Lane as Counters
-from headrace.engine.queue import Exclusive, Task, Work
+from headrace.engine.queue import Exclusive, Group, Job, Task, Work
 from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, LocalFileError
 from headrace.protocol.messages import CHUNK_SIZE
+from headrace.storage.platform import FALLBACKS
+from headrace.storage.small import SmallWriter
 from headrace.transport.framed import PIECE
+
+log = logging.getLogger("headrace.get")
 
 MAX_REQUESTS: Final = 64  # small ones in flight on one lane
 
@@ -38,8 +44,8 @@ class Worker:
         self._counters = counters
         self._room = room
         self._leaves = leaves
-        self._window: deque[Task] = deque()
-        self._again: deque[Task] = deque()  # on this lane: the host takes it as a sign to look anew
+        self._window: deque[Task | Group] = deque()
+        self._again: deque[Task | Group] = deque()  # on this lane: the host takes it as a sign to look anew
 
     def run(self) -> None:
         """Until there is no more to do, or it is to leave. Raises ConnectionLostError, where `give_back` should follow,
@@ -52,7 +58,16 @@ class Worker:
 
     def give_back(self) -> None:
         """After the lane broke: what was asked for and did not come goes back into the queue, for other lanes."""
-        self._fetcher.give_back(self._window, self._again)
+        fetcher, left = self._fetcher, [*self._window, *self._again]
+        fetcher.give_back(
+            [task for task in self._window if isinstance(task, Task)],
+            [task for task in self._again if isinstance(task, Task)],
+        )
+        groups = [Group(jobs, group.again) for group in left if isinstance(group, Group) and (jobs := group.left)]
+        for group in groups:
+            for job in group.jobs:
+                job.in_flight = 0
+        fetcher.queue.push(groups)
 
     def _keep_busy(self) -> None:
         """Holds `lane.lock` as long as there is something in the window."""
@@ -65,11 +80,13 @@ class Worker:
             work = self._next(asked) if filling else None
             if isinstance(work, Exclusive):
                 self._compare(work)
+            elif isinstance(work, Group):
+                asked += self._ask_for_group(work)
             elif work is not None:
                 if not fetcher.begin(work.job):
                     continue
                 if not window:
-                    self._acquire(work)
+                    self._acquire([work])
                 window.append(work)
                 asked += work.length
                 job = work.job
@@ -78,6 +95,14 @@ class Worker:
                 if lane.wait() and not self._counters.bytes_received:
                     fetcher.progress.first_byte()
                 task = window[0]
+                if isinstance(task, Group):
+                    length = task.length
+                    self._receive_group(task)
+                    window.popleft()
+                    asked -= length
+                    if not window:
+                        lane.lock.release()
+                    continue
                 # What goes to a part file piece by piece needs no more room than one, which stays in the cache.
                 room = min(task.length, PIECE) if task.job.partial else task.length
                 with fetcher.buffers.acquire(room) as buffer:
@@ -88,12 +113,92 @@ class Worker:
             else:
                 return
 
-    def _acquire(self, work: Task) -> None:
+    def _acquire(self, work: list[Task] | Group) -> None:
         try:
             self._lane.acquire()
-        except ConnectionLostError:
-            self._fetcher.give_back([work], ())  # nothing was asked for yet
+        except ConnectionLostError:  # nothing was asked for yet
+            if isinstance(work, Group):
+                self._fetcher.queue.push([work])
+            else:
+                self._fetcher.give_back(work, ())
             raise
+
+    # ---- many small files at once --------------------------------------------------------------------------------
+
+    def _ask_for_group(self, group: Group) -> int:
+        """Bytes that were asked for."""
+        fetcher = self._fetcher
+        if not self._lane.batches:  # another host answers by now: one after the other
+            fetcher.queue.push(_singly(group.jobs))
+            return 0
+        if not group.length:
+            self._begin(group.jobs)
+            self._write_empty(group)
+            return 0
+        if not self._window:
+            self._acquire(group)
+        self._begin(group.jobs)
+        self._window.append(group)
+        batch.request(self._lane, group)
+        return group.length
+
+    def _begin(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.in_flight = 1  # this is their only request: nobody else touches them
+
+    def _write_empty(self, group: Group) -> None:
+        with self._fetcher.small_files() as writer:
+            for job in group.jobs:
+                if not job.entry.size:
+                    self._fetcher.write_small(job, memoryview(b""), writer)
+
+    def _receive_group(self, group: Group) -> None:
+        """What came is written; the rest of the group is asked for again, at first together, then one by one."""
+        fetcher = self._fetcher
+        wrong: list[Job] = []
+        try:
+            with fetcher.small_files() as writer:
+                for part in batch.receive(self._lane, group, fetcher.buffers):
+                    wrong += self._received(part, writer)
+        except FILE_ERRORS as why:  # of the request as a whole
+            _told("batch-refused", f"the host refuses to send files together ({why.message}); going on singly")
+            for job in group.asked:
+                fetcher.settle(job, None)
+            self._again.extend(_singly(group.asked))
+            wrong.clear()
+        if len(group.asked) < len(group.jobs):
+            self._write_empty(group)
+        if not wrong:
+            return
+        for job in wrong:
+            fetcher.settle(job, None)
+        if group.again:
+            _told("batch-wrong-twice", "files that came together did not match their hash twice; fetching them singly")
+            self._again.extend(_singly(wrong))
+        else:
+            _told("batch-wrong", "files that came together did not match their hash; asking again")
+            self._again.append(Group(wrong, again=True))
+
+    def _received(self, part: list[batch.Received] | list[Job], writer: SmallWriter) -> list[Job]:
+        """Writes one part of an answer; those jobs that are to be asked for again."""
+        fetcher = self._fetcher
+        wrong: list[Job] = []
+        for one in part:
+            if isinstance(one, Job):
+                self._counters.bytes_received += one.entry.size
+                wrong.append(one)
+                continue
+            job, content = one
+            if isinstance(content, memoryview):
+                self._counters.bytes_received += len(content)
+                fetcher.write_small(job, content, writer)
+            elif isinstance(content, FILE_ERRORS):
+                fetcher.settle(job, content)
+            else:
+                raise content
+        return wrong
+
+    # ---- one chunk -----------------------------------------------------------------------------------------------
 
     def _compare(self, work: Exclusive) -> None:
         try:
@@ -112,7 +217,9 @@ class Worker:
         if self._leaves():
             return None
         room = self._room() * CHUNK_SIZE - asked
-        return self._fetcher.queue.take(idle=not self._window, room=room, leaves=self._leaves)
+        return self._fetcher.queue.take(
+            idle=not self._window, room=room, leaves=self._leaves, groups=self._lane.batches
+        )
 
     def _receive(self, task: Task, buffer: memoryview) -> None:
         job, counters = task.job, self._counters
@@ -148,3 +255,12 @@ class Worker:
         except FILE_ERRORS as why:
             error = why
         self._fetcher.settle(job, error)
+
+
+def _singly(jobs: list[Job]) -> list[Task]:
+    return [Task(job, 0, 0, job.size) for job in jobs]
+
+
+def _told(reason: str, message: str) -> None:
+    if FALLBACKS.add(reason):
+        log.warning("%s", message)

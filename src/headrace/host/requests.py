@@ -11,6 +11,7 @@ from typing import Final
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.host.courtesy import Shaping
+from headrace.host.batch import answer_batch
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.protocol.frames import SESSION_LIMITS, encode_frame
 from headrace.protocol.messages import (
@@ -21,6 +22,7 @@ from headrace.protocol.messages import (
     Chunk,
     Data,
     Entry,
+    GetBatch,
     GetChunk,
     GetManifest,
     List,
@@ -37,7 +39,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_PATH
-from headrace.protocol.session import SPARSE, Agreed, error_message
+from headrace.protocol.session import BATCH, SPARSE, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -70,6 +72,7 @@ class RequestHandler:
         Read: "_read",
         GetChunk: "_chunk",
         GetManifest: "_manifest",
+        GetBatch: "_batch",
         Ping: "_ping",
     }
 
@@ -88,6 +91,7 @@ class RequestHandler:
         self._stream = stream
         self._version = agreed.version
         self._sparse = SPARSE in agreed.features
+        self._batches = BATCH in agreed.features
         self._sources = SourceCache(tree)
         self._buffers = buffers or BufferPool()
         self._gate = gate or Gate()
@@ -299,6 +303,15 @@ class RequestHandler:
             end = first + len(hashes)
             self._stream.send(ManifestPart(request.id, first, b"".join(hashes)))
         self._stream.send(ManifestPart(request.id, end, b"", last=True))
+
+    def _batch(self, request: GetBatch) -> None:
+        if not self._batches:
+            raise ProtocolError("the client sent GetBatch, which nobody agreed to")
+        self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._give_way)
+
+    def _give_way(self) -> None:
+        if self._gate.waiting:
+            self._sender.give_way()
 
     def _ping(self, request: Ping) -> None:
         self._stream.send(Pong(request.id))

@@ -26,6 +26,9 @@ HASH_SIZE: Final = 32  # BLAKE3, bytes
 VERSION_SIZE: Final = 16  # a file's version token, bytes
 MAX_ENTRIES: Final = 1000  # entries in one ListPart
 MAX_HASHES: Final = 2048  # hashes in one ManifestPart
+MAX_BATCH_ITEMS: Final = 1024  # files that one GetBatch asks for
+MAX_BATCH_FILE: Final = READ_SIZE  # bytes of each of them
+MAX_BATCH_SIZE: Final = CHUNK_SIZE  # bytes of all of them together
 MAX_FILE_SIZE: Final = 1 << 62
 
 ROLE_CONTROL: Final = "control"
@@ -274,13 +277,39 @@ class Chunk(Message, frozen=True, tag="chunk"):
     clear: bool = False
 
 
-REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk)
-BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk)
+class GetBatch(Message, frozen=True, tag="get-batch"):
+    """Whole small files, answered by one or more Batch. items: path and version token of each.
+
+    Only with the feature `batch`. At most MAX_BATCH_ITEMS files, MAX_BATCH_FILE bytes each, MAX_BATCH_SIZE in all.
+    """
+
+    id: int
+    items: list[tuple[bytes, bytes]]
+
+
+class Batch(Message, frozen=True, tag="batch"):
+    """The items `first`, `first` + 1, … of a GetBatch; the payload is their bytes one after the other.
+
+    sizes: bytes of each; 0 for one that failed. failed, codes, texts: which items did, ascending, and why: a word of
+    the error table and a sentence. hash: BLAKE3 of the payload. The answer is complete with its last item.
+    """
+
+    id: int
+    first: int
+    sizes: list[int]
+    failed: list[int]
+    codes: list[str]
+    texts: list[str]
+    hash: bytes
+
+
+REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch)
+BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch)
 
 _ALL: Final[tuple[type[Message], ...]] = (
     *(Hello, Welcome, AuthPake, AuthPakeReply, AuthPakeConfirm, AuthCredential, Granted),
     *(Stat, StatReply, List, ListPart, Read, Data, Ping, Pong, Error, Goodbye),
-    *(Walk, GetManifest, ManifestPart, GetChunk, Chunk),
+    *(Walk, GetManifest, ManifestPart, GetChunk, Chunk, GetBatch, Batch),
 )
 BY_TYPE: Final[dict[str, type[Message]]] = {str(cls.__struct_config__.tag): cls for cls in _ALL}
 

@@ -52,7 +52,8 @@ from headrace.protocol.messages import (
 
 SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without its zeros
 SEALED: Final = "sealed"  # from Granted on the stream uses the records of `sealed`; only offered over TCP
-FEATURES: Final[tuple[str, ...]] = (SPARSE,)
+BATCH: Final = "batch"  # many small files may be asked for in one request
+FEATURES: Final[tuple[str, ...]] = (SPARSE, BATCH)
 MAX_FEATURES: Final = 64
 CLEAR: Final = "clear"  # chunks' bytes may come outside of those records; only together with `sealed`
 SEAL_SIZE: Final = 32  # bytes of the secret that each side contributes
@@ -376,7 +377,7 @@ def _in_phase(version: int, features: frozenset[str]) -> frozenset[str]:
     """The baseline stays plain: what belongs to bulk is left out of phase 7. And what is in the clear must lie between
     records that are not."""
     if version < PHASE_BULK:
-        return features - {SEALED, CLEAR}
+        return features - {SEALED, CLEAR, BATCH}
     return features if SEALED in features else features - {CLEAR}
 
 

@@ -30,6 +30,7 @@ from headrace.storage.oserrors import label, local_error, local_errors
 from headrace.storage.partial import Partial, forget_leftover, write_whole
 from headrace.storage.posix import POSIX
 from headrace.storage.rawio import stamp
+from headrace.storage.small import Nameless, SmallWriter
 
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
@@ -44,9 +45,12 @@ class Destination:
     Paths name something below the root unless said otherwise; the root itself is a ValueError then.
     """
 
-    def __init__(self, root_fd: int, io: FileIO = POSIX) -> None:
-        """Takes `root_fd` over. io: how contents are read and written; it stays the caller's."""
+    def __init__(self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False) -> None:
+        """Takes `root_fd` over. io: how contents are read and written; it stays the caller's. fresh: the root is new,
+        so nothing is in it but what comes by this object."""
         self._io = io
+        self.fresh = fresh
+        self._nameless = Nameless()
         self._dirs = DirCache(root_fd)
         self._claimed: set[RelPath] = set()
         self._claiming = threading.Lock()
@@ -59,9 +63,10 @@ class Destination:
         it is made (the owner's are added). DestinationExistsError: it is no folder.
         """
         try:
+            fresh = create and not os.path.lexists(root)
             if create:
                 os.makedirs(root, mode & 0o777 | 0o700, exist_ok=True)
-            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), io)
+            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), io, fresh=fresh)
         except (FileExistsError, NotADirectoryError) as why:
             raise DestinationExistsError(f"{label(root)}, or something above it, is not a folder") from why
         except FileNotFoundError as why:
@@ -123,16 +128,19 @@ class Destination:
             writable = os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=effective)
             return not writable or not os.fstat(fd).st_nlink
 
-    def make_dir(self, path: RelPath, *, mode: int = 0o777) -> None:
-        """Makes the folder `path` and those above it, if missing; the root is there. mode: permissions at the most
-        (the owner's are added), so that what is private at the source is never open here."""
+    def make_dir(self, path: RelPath, *, mode: int = 0o777) -> bool:
+        """Makes the folder `path` and those above it, if missing; the root is there. Whether it was missing. mode:
+        permissions at the most (the owner's are added), so that what is private at the source is never open here."""
         if not path:
-            return
+            return False
+        made = False
         with self.parent(path) as above:
             with local_errors("make the folder", path), contextlib.suppress(FileExistsError):
                 os.mkdir(path.name, mode & 0o777 | 0o700, dir_fd=above)
+                made = True
             with self._dirs.open(path, make=True):
                 pass
+        return made
 
     def open_read(self, path: RelPath) -> int:
         """A descriptor for reading the regular file at `path`, which the caller closes. LocalFileError: it is none."""
@@ -187,6 +195,10 @@ class Destination:
         """Writes a small file in one go: see partial.write_whole."""
         with self.parent(path) as fd:
             write_whole(fd, path.name, data, mode=mode, mtime_ns=mtime_ns, replace=replace, sparse=sparse, io=self._io)
+
+    def small_files(self) -> SmallWriter:
+        """For writing many small files: a context manager for one thread."""
+        return SmallWriter(self.parent, self.write_whole, self._io, self._nameless)
 
     def symlink(self, path: RelPath, target: bytes, *, replace: bool, mtime_ns: int) -> None:
         """A symlink at `path`. Whether the target is acceptable is the caller's to decide.

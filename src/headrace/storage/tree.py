@@ -197,6 +197,12 @@ class SharedTree:
                 raise
             return fd, st
 
+    def open_folder(self, path: RelPath) -> int:
+        """A descriptor of the folder `path`, which the caller closes. NotFoundError where it is no real one, such as
+        the one that several shared paths make."""
+        with host_errors(path):
+            return self._open_dir(path)
+
     def _walk_one(self, path: RelPath, waiting: _Waiting, *, first: bool) -> Iterator[Part]:
         """One folder's parts; the folders in it are put on `waiting`."""
         folders: _Names = []

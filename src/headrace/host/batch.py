@@ -1,0 +1,93 @@
+"""Answers GetBatch: many small files in one exchange. One owner thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from headrace.engine.buffers import Buffers
+from headrace.errors import HeadraceError, ProtocolError
+from headrace.protocol.frames import SESSION_LIMITS
+from headrace.protocol.messages import (
+    MAX_BATCH_FILE,
+    MAX_BATCH_ITEMS,
+    MAX_BATCH_SIZE,
+    MIB,
+    VERSION_SIZE,
+    Batch,
+    GetBatch,
+)
+from headrace.protocol.paths import BadPathError
+from headrace.storage.chunks import hash_bytes
+from headrace.storage.small import SmallReader
+from headrace.storage.tree import SharedTree
+from headrace.transport.framed import MessageStream
+
+PART: Final = MIB  # bytes of files in one Batch: the first is on its way while the next is being read
+# Bytes in a header for the reasons why items failed; the rest of it is plenty for the sizes of all items.
+_ROOM_FOR_REASONS: Final = SESSION_LIMITS.header // 2
+_REASON_COST: Final = 64  # bytes, beside the sentence
+
+
+def answer_batch(
+    request: GetBatch, tree: SharedTree, stream: MessageStream, buffers: Buffers, give_way: Callable[[], None]
+) -> int:
+    """Sends the answer; how many bytes of files that were. give_way: asked before each part.
+
+    Raises ProtocolError for what a client may not ask, and what sending raises.
+    """
+    items = request.items
+    if not 0 < len(items) <= MAX_BATCH_ITEMS:
+        raise ProtocolError(f"a GetBatch of {len(items)} files; 1 to {MAX_BATCH_ITEMS} are allowed")
+    if any(len(version) != VERSION_SIZE for _, version in items):
+        raise ProtocolError("a GetBatch with a version token that is none")
+    # Who is held back by a rate limit holds a small buffer, as with chunks.
+    size = MAX_BATCH_FILE if stream.held_back else PART
+    position = sent = 0
+    with SmallReader(tree) as reader:
+        while position < len(items):
+            give_way()
+            with buffers.acquire(size) as view:
+                part, filled = _part(request, position, reader, view)
+                sent += filled
+                if sent > MAX_BATCH_SIZE:
+                    raise ProtocolError(f"a GetBatch of more than {MAX_BATCH_SIZE} bytes")
+                stream.send(part, view[:filled])
+            position += len(part.sizes)
+    return sent
+
+
+def _part(request: GetBatch, first: int, reader: SmallReader, view: memoryview) -> tuple[Batch, int]:
+    """The items from `first` on, as many as fit into `view` and a header: at least one. And the length of the payload,
+    which lies in `view`."""
+    sizes: list[int] = []
+    failed: list[int] = []
+    codes: list[str] = []
+    texts: list[str] = []
+    filled, reasons = 0, _ROOM_FOR_REASONS
+    items = request.items
+    for number in range(first, len(items)):
+        path, version = items[number]
+        try:
+            size = reader.read(path, version, view[filled:])
+        except BadPathError as why:
+            raise ProtocolError(f"the client sent {why}") from why
+        except ProtocolError:
+            raise
+        except HeadraceError as why:
+            reasons -= _REASON_COST + len(why.message.encode())
+            if reasons < 0 and sizes:
+                break
+            failed.append(number)
+            codes.append(why.code)
+            texts.append(why.message)
+            size = 0
+        if size is None:
+            if not sizes:
+                raise ProtocolError(f"a GetBatch for a file of more than {MAX_BATCH_FILE} bytes")
+            break
+        if size > MAX_BATCH_FILE:
+            raise ProtocolError(f"a GetBatch for a file of more than {MAX_BATCH_FILE} bytes")
+        sizes.append(size)
+        filled += size
+    return Batch(request.id, first, sizes, failed, codes, texts, hash_bytes(view[:filled])), filled

@@ -1,0 +1,248 @@
+"""Small files whole, many of one folder after another, by as few system calls as is safe: read on the host, written
+where they are received."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from headrace.errors import HeadraceError, NotFoundError, SourceChangedError
+from headrace.protocol.paths import MAX_PATH, RelPath, check_name
+from headrace.storage.fileio import FileIO
+from headrace.storage.inflight import is_inflight_name, part_names
+from headrace.storage.oserrors import host_errors, label
+from headrace.storage.plain import PlainIO
+from headrace.storage.platform import FALLBACKS
+from headrace.storage.posix import READ_FLAGS
+from headrace.storage.tree import SharedTree, version_of
+
+log = logging.getLogger("headrace.storage")
+
+_NO_FOLDER: Final = b"/"  # no path begins like that
+_NAMELESS: Final = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
+# What opening or linking a file without a name says where that cannot be done at all (old kernels, network and FUSE
+# file systems, no /proc). Everything else may be about this file, or passes.
+_CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.EPERM})
+_UNLINKABLE: Final = _CANNOT | {errno.ENOENT, errno.EXDEV, errno.EACCES}
+
+
+class SmallReader:
+    """Files of a share, each read whole. It keeps the folder of the last one open, so use it for one request: a folder
+    that is moved out of the share meanwhile is read to the end of that. One owner thread; close it."""
+
+    def __init__(self, tree: SharedTree) -> None:
+        self._tree = tree
+        self._read = tree.io.read_into
+        self._folder = _NO_FOLDER
+        self._fd = -1
+
+    def read(self, raw: bytes, version: bytes, room: memoryview) -> int | None:
+        """Reads the file at `raw`, a path as it came off the wire, into the front of `room`. Its size in bytes; None,
+        and nothing was read: it is larger than `room`.
+
+        Raises BadPathError where `raw` is no path; SourceChangedError when it is not `version` or changes meanwhile;
+        NotFoundError, PermissionRefusedError, RemoteIOError.
+        """
+        name = raw[raw.rfind(b"/") + 1 :]
+        folder = raw[: len(raw) - len(name)]
+        if folder != self._folder or len(raw) > MAX_PATH:
+            self._enter(raw, folder)
+        if not raw or self._fd < 0:  # the root of a share may be a file
+            fd, st = self._tree.open_file(RelPath.parse(raw))
+            return self._read_open(fd, st, raw, version, room)
+        check_name(name)
+        if is_inflight_name(name):
+            raise NotFoundError(f"no such path in the share: {label(raw)}")
+        try:
+            fd = os.open(name, READ_FLAGS, dir_fd=self._fd)
+        except OSError:
+            with host_errors(RelPath.parse(raw)):
+                raise
+        return self._read_open(fd, None, raw, version, room)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._folder = -1, _NO_FOLDER
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _enter(self, raw: bytes, folder: bytes) -> None:
+        """Opens the folder of `raw`. What cannot be opened, or is none (several paths that are shared as one folder),
+        is left to SharedTree.open_file, which says why."""
+        self.close()
+        path = RelPath.parse(raw)
+        try:
+            self._fd = self._tree.open_folder(path.parent)
+        except HeadraceError:
+            self._fd = -1
+        self._folder = folder
+
+    def _read_open(
+        self, fd: int, st: os.stat_result | None, raw: bytes, version: bytes, room: memoryview
+    ) -> int | None:
+        """Takes `fd` over."""
+        try:
+            before = st or os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise NotFoundError(f"{label(raw)} is not a file")
+            if version_of(before) != version:
+                raise SourceChangedError(f"{label(raw)} is not the version that was listed any more")
+            size = before.st_size
+            if size > len(room):
+                return None
+            if size and self._read(fd, room[:size], 0) < size:
+                raise _changed(raw)
+            after = os.fstat(fd)
+            if (
+                after.st_ctime_ns != before.st_ctime_ns
+                or after.st_mtime_ns != before.st_mtime_ns
+                or after.st_size != size
+            ):
+                raise _changed(raw)
+            return size
+        except OSError:
+            with host_errors(RelPath.parse(raw)):
+                raise
+        finally:
+            os.close(fd)
+
+
+def _changed(raw: bytes) -> SourceChangedError:
+    return SourceChangedError(f"{label(raw)} changed while it was being read")
+
+
+class WriteWhole(Protocol):
+    """Destination.write_whole: the way that works everywhere and says what is wrong."""
+
+    def __call__(
+        self,
+        path: RelPath,
+        data: bytes | memoryview,
+        *,
+        mode: int,
+        mtime_ns: int,
+        replace: bool,
+        sparse: bool = False,
+    ) -> None: ...
+
+
+class Nameless:
+    """Whether files without a name can be used at one destination, as far as is known. May be shared by threads."""
+
+    def __init__(self, works: bool = hasattr(os, "O_TMPFILE")) -> None:
+        self.works = works
+
+    def fails(self, why: OSError) -> None:
+        """They cannot be: from here on every file is made the longer way."""
+        self.works = False
+        reason = errno.errorcode.get(why.errno or 0, "unknown")
+        if FALLBACKS.add(f"nameless-{reason}"):
+            log.info("small files are written under a name of their own first: no file without one here (%s)", why)
+
+
+class SmallWriter:
+    """Writes small files, best those of one folder after another: it keeps the folder of the last one open.
+
+    A file has no name until it is whole, with permissions and time; then it is linked to its name, which must be free.
+    So there is nothing to lock, and nothing to remove after a kill. Whatever does not work is done over by
+    `write_whole`. One owner thread; a context manager.
+    """
+
+    def __init__(
+        self,
+        parent: Callable[[RelPath], AbstractContextManager[int]],
+        write_whole: WriteWhole,
+        io: FileIO,
+        nameless: Nameless,
+    ) -> None:
+        """parent: Destination.parent."""
+        self._parent = parent
+        self._write_whole = write_whole
+        self._write = io.write
+        self._nameless = nameless
+        self._usable = io.name != PlainIO.name  # the debug mode does nothing clever
+        self._folder: tuple[bytes, ...] | None = None
+        self._held: AbstractContextManager[int] | None = None
+        self._fd = -1
+        self._kept: set[int] = set()  # permissions that a new file has as they were asked for: umask and ACL allow it
+
+    def write(
+        self, path: RelPath, data: bytes | memoryview, *, mode: int, mtime_ns: int, replace: bool, fresh: bool
+    ) -> None:
+        """As Destination.write_whole. fresh: nothing of an earlier run can be in its folder."""
+        if self._usable and not replace and self._nameless.works:
+            folder = path.parts[:-1]
+            if folder != self._folder:
+                self._enter(path)
+            if self._link(path.parts[-1], data, mode & 0o777, mtime_ns, fresh):
+                return
+        self._write_whole(path, data, mode=mode, mtime_ns=mtime_ns, replace=replace)
+
+    def close(self) -> None:
+        held, self._held, self._folder = self._held, None, None
+        if held is not None:
+            held.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _enter(self, path: RelPath) -> None:
+        self.close()
+        held = self._parent(path)
+        self._fd = held.__enter__()
+        self._held, self._folder = held, path.parts[:-1]
+        self._kept.clear()
+
+    def _link(self, name: bytes, data: bytes | memoryview, mode: int, mtime_ns: int, fresh: bool) -> bool:
+        """Whether the file stands under its name. False: nothing was changed."""
+        if is_inflight_name(name):
+            return False
+        folder = self._fd
+        # What an earlier run left of it is to go: only the longer way looks after that.
+        if not fresh and os.access(part_names(name)[0], os.F_OK, dir_fd=folder, follow_symlinks=False):
+            return False
+        try:
+            fd = os.open(b".", _NAMELESS, mode, dir_fd=folder)
+        except OSError as why:
+            if why.errno in _CANNOT:
+                self._nameless.fails(why)
+            return False
+        try:
+            if data:
+                self._write(fd, data, 0)
+            if mode not in self._kept:
+                if stat.S_IMODE(os.fstat(fd).st_mode) == mode:
+                    self._kept.add(mode)
+                else:
+                    os.fchmod(fd, mode)
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+        except (OSError, OverflowError):
+            os.close(fd)
+            return False
+        try:
+            os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=folder, follow_symlinks=True)
+        except OSError as why:
+            if why.errno in _UNLINKABLE:
+                self._nameless.fails(why)
+            return False
+        finally:
+            os.close(fd)
+        return True
