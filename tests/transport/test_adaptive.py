@@ -241,7 +241,7 @@ def test_another_certificate_of_the_one_that_lost_the_race_is_refused_too() -> N
 
     def another() -> Connection:
         made = honest()
-        made.fingerprint = b"x" * 32  # type: ignore[misc]
+        made.fingerprint = b"x" * 32
         return made
 
     dialers: dict[str, Callable[[], Connection]] = {"quic": another, "tcp": tcp}

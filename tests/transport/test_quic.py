@@ -236,6 +236,22 @@ def test_a_slow_reader_keeps_a_small_window(host: Host, tmp_path: Path) -> None:
         near.abort()
 
 
+def test_who_has_no_room_for_grants_holds_nobody_else_up_and_gets_no_more(host: Host, tmp_path: Path) -> None:
+    with host.client(tmp_path) as one, host.client(tmp_path) as other:
+        near, far = host.pair(one)
+        endpoint = host.listener._endpoint
+        with endpoint.lock:
+            endpoint.soon(lambda: False, far)  # as when its peer takes nothing that it was sent
+        second_near, second_far = host.pair(other)
+        in_background(lambda: second_near.send(bytes(MIB)))
+        assert receive(second_far, MIB) == bytes(MIB)
+        in_background(lambda: near.send(bytes(MIB)))
+        assert receive(far, FIRST_TO_HOST - 1) == bytes(FIRST_TO_HOST - 1)
+        with endpoint.lock:
+            assert len(endpoint._owed[far]) == 1
+            assert not far._inflow.waiting
+
+
 def test_a_client_that_sends_more_than_granted_loses_its_connection(host: Host, tmp_path: Path) -> None:
     with host.client(tmp_path) as connection:
         near, far = host.pair(connection)

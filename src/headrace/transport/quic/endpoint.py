@@ -67,7 +67,7 @@ class Endpoint:
         self.links: dict[int, Link] = {}
         self.counters: Counter[str] = Counter()
         self._on_link, self._on_ready, self._on_end, self._on_tick = on_link, on_ready, on_end, on_tick
-        self._owed: deque[Callable[[], bool]] = deque()
+        self._owed: dict[object, deque[Callable[[], bool]]] = {}  # by what keeps them in order
         self._started = False
         self._open = False  # the socket
         self._stopping = False
@@ -117,15 +117,25 @@ class Endpoint:
     def count(self, name: str) -> None:
         self.counters[name] += 1
 
-    def soon(self, call: Callable[[], bool]) -> None:
-        """Calls now, with the lock, and again until it answers True: aiopquic's command ring may be full for a moment.
-        In the order of asking."""
-        if self._owed or not call():
-            self._owed.append(call)
+    def soon(self, call: Callable[[], bool], of: object) -> None:
+        """Calls now, with the lock, and again until it answers True: aiopquic's command ring may be full for a moment,
+        and a stream's own for as long as its peer likes. So the order of asking is kept among those `of` the same
+        stream or link, and they hold nobody else up."""
+        if of in self._owed:
+            self._owed[of].append(call)
+        elif not call():
+            self._owed[of] = deque([call])
+
+    def owes(self, of: object) -> bool:
+        """Whether something of `soon` still waits for room."""
+        return of in self._owed
 
     def _pay(self) -> None:
-        while self._owed and self._owed[0]():
-            self._owed.popleft()
+        for of, waiting in list(self._owed.items()):
+            while waiting and waiting[0]():
+                waiting.popleft()
+            if not waiting:
+                del self._owed[of]
 
     # ---- the thread ----------------------------------------------------------------------------------------------
 

@@ -206,14 +206,18 @@ class Link:
         """Sends a grant, as soon as there is room; senders leave some."""
         self._soon(stream, lambda: self.push(stream, word))
 
+    def owes(self, stream: QuicStream) -> bool:
+        """Whether a grant still waits for room."""
+        return self.endpoint.owes(stream)
+
     def _soon(self, stream: QuicStream, call: Callable[[], bool]) -> None:
         """Once `call` finds room, unless the stream is gone by then."""
-        self.endpoint.soon(lambda: bool(self.closed or stream.released) or call())
+        self.endpoint.soon(lambda: bool(self.closed or stream.released) or call(), stream)
 
     def send_certificate(self, der: bytes) -> None:
         """The host's own, as the connection stands."""
         context = self._new_context()
-        self.endpoint.soon(lambda: bool(self.closed) or self._pushed(CERTIFICATE_STREAM, context, der, last=True))
+        self.endpoint.soon(lambda: bool(self.closed) or self._pushed(CERTIFICATE_STREAM, context, der, last=True), self)
 
     def ring(self, stream: QuicStream) -> tuple[int, int]:
         """Bytes that wait in the stream's ring, and all that ever left it."""
@@ -309,7 +313,7 @@ class Link:
             native.wake_up()
             return True
 
-        self.endpoint.soon(post)
+        self.endpoint.soon(post, self)
 
     def fail(self, reason: str) -> None:
         """Every stream fails; nothing is sent any more. picoquic may still be at work with its streams."""

@@ -209,6 +209,8 @@ class QuicStream:
         count = self._inflow.due()
         if not count or self._ended or self._failure or self.released:
             return
+        if self._link.owes(self):  # a peer that takes nothing gets no further grants, and the host keeps none for it
+            return
         self._link.push_word(self, self._inflow.grant(count))
         now = time.monotonic()
         rtt = self._link.rtt()
