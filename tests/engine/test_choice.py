@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,3 +175,25 @@ def test_whatever_is_measured_one_of_the_two_carries_everything(measured, connec
         assert lanes[choice.transport] == connections
         assert sum(lanes.values()) <= connections + 1
         assert {choice.transport, choice.other} == {"tcp", "quic"}
+
+
+def test_a_transport_that_is_found_broken_meanwhile_waits_for_the_measurement() -> None:
+    """Workers' threads tell of it. In the middle of a trial's judgement it would be pulled from under it."""
+    told: list[bool] = []
+
+    class Watched(TransportChoice):
+        def _try(self, *given: Any) -> None:
+            worker.start()
+            worker.join(0.2)
+            told.append(self.trying == "quic")
+            super()._try(*given)
+
+    choice = Watched("tcp", "quic")
+    worker = threading.Thread(target=choice.failed, args=("quic",))
+    choice.observe(0.0, {"tcp": 1}, None, 2)
+    choice.observe(SETTLE, {"tcp": 10**7}, None, 2)
+    assert choice.trying == "quic"
+    choice.observe(SETTLE + TRIAL, {"tcp": 2 * 10**7}, None, 2)
+    worker.join(10)
+    assert told == [True]
+    assert choice.lanes(2) == {"tcp": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,7 @@ class _Point:
 
 
 class TransportChoice:
-    """The choice of one transfer. `observe` is for one thread; what it decides may be read from any.
+    """The choice of one transfer. Thread-safe: one thread observes, and those that find a transport broken say so.
 
     transport: what carries the chunks. trying: what is tried beside it, or None. reason: why transport is what it is.
 
@@ -41,6 +42,7 @@ class TransportChoice:
         self.other = other
         self.trying: str | None = None
         self.reason = ""
+        self._lock = threading.Lock()
         self._ceiling = ceiling
         self._began: float | None = None  # when the first bytes came
         self._points: list[_Point] = []
@@ -52,16 +54,34 @@ class TransportChoice:
 
     def lanes(self, connections: int) -> dict[str, int]:
         """How many lanes each transport should have, where `connections` are wanted."""
-        return {self.transport: connections} | ({self.trying: 1} if self.trying else {})
+        with self._lock:
+            return {self.transport: connections} | ({self.trying: 1} if self.trying else {})
 
     def observe(self, now: float, delivered: Mapping[str, int], left: int | None, connections: int) -> None:
         """One measurement. now: seconds of a clock that does not go back; delivered: bytes so far, by transport; left:
         bytes that are still to come, None while that is unknown; connections: on `transport` now."""
+        with self._lock:
+            self._observe(_Point(now, dict(delivered)), left, connections)
+
+    def failed(self, transport: str) -> None:
+        """No lane of that transport can be had any more."""
+        with self._lock:
+            if self.other is None:
+                return
+            if transport == self.trying:
+                self.trying = None
+                self._rest_after(self._trial_began, changed=False)
+            elif transport == self.transport:
+                self._move(self.other, "the connection broke")
+
+    # ---- the rules; each with the lock held ------------------------------------------------------------------------
+
+    def _observe(self, point: _Point, left: int | None, connections: int) -> None:
         if self.other is None:
             return
-        point = _Point(now, dict(delivered))
+        now = point.now
         if self._began is None:
-            if sum(delivered.values()):
+            if sum(point.delivered.values()):
                 self._began, self._points = now, [point]
             return
         if self.trying:
@@ -72,18 +92,6 @@ class TransportChoice:
             self._points.pop(0)
         if now - self._began >= SETTLE and now >= self._next_trial and now - self._points[0].now >= SETTLE:
             self._consider(point, left)
-
-    def failed(self, transport: str) -> None:
-        """No lane of that transport can be had any more."""
-        if self.other is None:
-            return
-        if transport == self.trying:
-            self.trying = None
-            self._rest_after(self._trial_began, changed=False)
-        elif transport == self.transport:
-            self._move(self.other, "the connection broke")
-
-    # ---- the rules -------------------------------------------------------------------------------------------------
 
     def _consider(self, point: _Point, left: int | None) -> None:
         assert self.other is not None
