@@ -246,7 +246,12 @@ class Crew:
             own = [other for other in self._members if not other.control]
             self.most = max(self.most, len(own), int(self._alone))
         member.thread = threading.Thread(target=self._run, args=(member,), name=f"headrace-get-{number}")
-        member.thread.start()
+        try:
+            member.thread.start()
+        except RuntimeError:  # no further thread is allowed here
+            with self._ended:
+                self._members.remove(member)  # nobody is to wait for it
+            raise
 
     def _run(self, member: _Member) -> None:
         try:
