@@ -94,7 +94,7 @@ class LiveGet:
             "share": session.agreed.share,
             "target": target.address + below,  # the code is no part of it
             "dest": None if self._dest is None else printable(self._dest),
-            "transport": session.connection.transport,
+            "transport": session.transport,
             "protocol": session.agreed.version,
             "streams": session.streams,
             "limit_rate": session.limit.rate,
