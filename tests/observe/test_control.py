@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import selectors
 import shutil
 import socket
 import stat
@@ -404,3 +405,27 @@ def test_a_home_that_is_gone_has_no_programs(home: Path) -> None:
     shutil.rmtree(home)
     assert find(home) == []
     home.mkdir()
+
+
+def test_where_it_cannot_start_nothing_stays_and_the_program_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_selector() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def count() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    for where, name, instead in (
+        (threading.Thread, "start", no_thread),
+        (selectors, "DefaultSelector", no_selector),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, instead)
+            before = count()
+            assert control.start("share", Program(), home) is None
+            assert count() == before
+        assert find(home) == []

@@ -69,10 +69,17 @@ class Control:
         self._stopping = threading.Event()
         self._folder = _own_folder(home or config.home())
         self.path = self._folder / f"{kind}-{os.getpid()}.sock"
-        self._listener = _listen(self.path)
-        self._wake, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="headrace-control", daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as undo:
+            self._listener = undo.enter_context(_listen(self.path))
+            undo.callback(self.path.unlink, missing_ok=True)
+            self._wake, self._woken = map(undo.enter_context, socket.socketpair())
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._thread = threading.Thread(target=self._run, name="headrace-control", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as why:  # no further thread is allowed here
+                raise OSError(str(why)) from why
+            undo.pop_all()
 
     def close(self) -> None:
         """May be called again."""
@@ -94,7 +101,7 @@ class Control:
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             remove_stale(self._folder)
-        with selectors.DefaultSelector() as selector, self._listener, self._wake, self._woken:
+        with self._selector as selector, self._listener, self._wake, self._woken:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while not self._stopping.is_set():
