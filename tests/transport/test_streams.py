@@ -416,6 +416,40 @@ def test_a_connection_opens_streams_to_one_certificate(identity: Identity) -> No
             stream.close()
 
 
+def test_a_first_stream_that_nobody_took_ends_with_the_connection(identity: Identity) -> None:
+    """Of the transport that lost the race nobody may ever want a stream."""
+    ended = threading.Event()
+
+    def answer(sock: socket.socket) -> None:
+        echo(identity)(sock)
+        ended.set()
+
+    with Listener(answer) as host:
+        connection = TcpConnection(host.address, pin=None)
+        connection.close()
+        connection.close()
+        assert ended.wait(PATIENCE)
+
+
+def test_a_first_stream_that_the_host_ended_meanwhile_is_replaced(identity: Identity) -> None:
+    ended = threading.Event()
+
+    def hang_up(sock: socket.socket) -> None:
+        stream = TcpStream(sock, server_context(str(identity.file)), server=True)
+        stream.handshake()
+        stream.close()
+        ended.set()
+
+    answers = [hang_up, echo(identity)]
+    with Listener(lambda sock: answers.pop(0)(sock)) as host:
+        connection = TcpConnection(host.address, pin=identity.fingerprint)
+        assert ended.wait(PATIENCE)
+        stream = connection.open_stream()
+        stream.send(b"x")
+        assert receive(stream, 1) == b"x"
+        stream.close()
+
+
 def test_another_certificate_than_the_pinned_one_is_refused(identity: Identity, other_identity: Identity) -> None:
     with Listener(echo(identity)) as host, pytest.raises(CertificateChangedError) as refusal:
         TcpConnection(host.address, pin=other_identity.fingerprint)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import ssl
 import struct
@@ -225,6 +226,12 @@ class TcpStream:
         if self.pace_in:
             self.pace_in.pay(count)
         return count
+
+    def hung_up(self) -> bool:
+        """Before anything was asked of the peer: whether it said something all the same, which can only be its end."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(0))
 
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds

@@ -44,9 +44,16 @@ class TcpConnection:
         self._pin = self.fingerprint
 
     def open_stream(self, *, bulk: bool = False) -> TcpStream:
+        first = self._take_first()
+        if first and first.hung_up():  # nobody took it for so long that the host ended it
+            first.close()
+            first = None
+        return first or self._dial()
+
+    def _take_first(self) -> TcpStream | None:
         with self._lock:
             stream, self._first = self._first, None
-        return stream or self._dial()
+        return stream
 
     def _dial(self) -> TcpStream:
         where = f"{self.address[0]}:{self.address[1]}"
@@ -108,7 +115,9 @@ class TcpConnection:
             stream.abort()
 
     def close(self) -> None:
-        """Nothing: every stream is a connection of its own."""
+        """Closes the first stream where nobody took it; every other one is its owner's."""
+        if first := self._take_first():
+            first.close()
 
     @property
     def bytes_wire(self) -> int:
