@@ -47,6 +47,8 @@ def get(
     streams: int | None,
     retry_for: float,
     data_plane: str,
+    content_addressing: bool,
+    cache_entries: int,
     buffers: int,
     io: str,
 ) -> int:
@@ -84,6 +86,8 @@ def get(
             streams=streams,
             retry_for=retry_for,
             data_plane=data_plane,
+            content_addressing=content_addressing,
+            cache_entries=cache_entries,
             buffers=buffers,
             io=io,
         )

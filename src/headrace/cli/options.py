@@ -135,7 +135,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _option(*flags: str, to_common: bool = False, **more: Any) -> click.Option:
-    name = next(flag for flag in flags if flag.startswith("--")).removeprefix("--").replace("-", "_")
+    name = next(flag for flag in flags if flag.startswith("--")).removeprefix("--").split("/")[0].replace("-", "_")
     if to_common:
         more |= {"expose_value": False, "callback": _keep}
     return click.Option([*flags, name], envvar=PREFIX + name.upper(), **more)
@@ -295,6 +295,12 @@ CACHE_ENTRIES: Final = _option(
     metavar="N",
     help="Chunks that the index remembers at most; about 100 bytes of disk each.",
 )
+CONTENT_ADDRESSING: Final = _option(
+    "--content-addressing/--no-content-addressing",
+    default=True,
+    show_default=True,
+    help="Check chunks by their hashes, and take from this disk what is here. Without: neither, TLS alone protects.",
+)
 READ_DATA: Final = _option("--read-data", is_flag=True, help="Read all indexed chunks, and compare their hashes.")
 
 _LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
@@ -321,7 +327,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
-        *(*_REACH, IO, DATA_PLANE, BUFFERS, JSON, *_LOGS),
+        *(*_REACH, IO, DATA_PLANE, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "cache": (CACHE_ENTRIES, READ_DATA, JSON, *_LOGS),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from headrace import config
 from headrace.client.crew import GRACE, Crew
 from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.outage import Outage
@@ -16,7 +18,8 @@ from headrace.client.plan import Planner
 from headrace.client.session import Session
 from headrace.engine.buffers import buffers_for
 from headrace.engine.choice import TransportChoice
-from headrace.engine.exchange import EXCHANGES
+from headrace.engine.dedup import Dedup
+from headrace.engine.exchange import EXCHANGES, UNCHECKED
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Progress
@@ -34,6 +37,7 @@ from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
 from headrace.protocol.paths import ROOT, BadPathError, RelPath, text_fields
 from headrace.storage.destination import Destination
 from headrace.storage.fileio import FileIO
+from headrace.storage.index_lazy import LazyIndex
 from headrace.storage.oserrors import local_errors
 from headrace.storage.platform import platform_io
 from headrace.storage.posix import POSIX
@@ -88,6 +92,8 @@ class Transfer:
         self._fetcher: Fetcher | None = None
         self._destination: Destination | None = None
         self._io: FileIO = POSIX
+        self._index: LazyIndex | None = None
+        self._root = b""
         self._single = False
         self._stopped = threading.Event()
         others = session.connection.others() if session.agreed.version >= PHASE_BULK else []
@@ -102,6 +108,21 @@ class Transfer:
         if wants_clear(self._options.data_plane):
             self._session.use_clear()
             self._choice = TransportChoice(self._session.transport, None)
+        with contextlib.ExitStack() as at_the_end:
+            # Opened while the host is asked what there is. The result does not wait for the end of it.
+            if self._uses_index():
+                home = self._options.home or config.home()
+                self._index = at_the_end.enter_context(LazyIndex(home, self._options.cache_entries))
+                if self._session.agreed.version >= PHASE_BULK:
+                    self._index.start()
+            return self._run()
+
+    def _uses_index(self) -> bool:
+        """plain, to find out what is at fault: as few parts as possible."""
+        options = self._options
+        return options.content_addressing and not options.dry_run and options.io != "plain"
+
+    def _run(self) -> GetResult:
         entry = self._outage.bear(lambda: self._session.stat(self._source))
         place = self._place(entry)
         self._io = platform_io(self._options.io)
@@ -165,14 +186,24 @@ class Transfer:
         """Runs planner and workers to their end, then sets links and directories."""
         assert self._destination is not None
         version = self._session.agreed.version
+        if not self._options.content_addressing and version >= PHASE_BULK:
+            self.warn(ROOT, "chunks are not compared with their hashes; TLS alone protects them")
+        dedup: Dedup | None = None
+        if self._index:
+            # Below it no symlink is followed, so what is in it has one absolute path.
+            self._root = os.path.realpath(os.fsencode(place.root))
+            if version >= PHASE_BULK:
+                dedup = Dedup(self._index, self._session.open_lane, self._session.release)
         fetcher = self._fetcher = Fetcher(
             self._destination,
-            EXCHANGES[version],
+            (EXCHANGES if self._options.content_addressing else UNCHECKED)[version],
             buffers=self.buffers,
             version=version,
             progress=self.progress,
             reports=self,
             on_exist=self._options.on_exist,
+            dedup=dedup,
+            keep=self._keep if self._index else None,
         )
         if self._stopped.is_set():
             raise StoppedError("stopped")
@@ -210,11 +241,18 @@ class Transfer:
             planning.join()
             raise
         finally:
+            if dedup:
+                dedup.close()
             fetcher.abandon()
         self._lanes = crew.most
         if fetcher.failure:
             raise fetcher.failure
         planner.finish(entry, created=place.created)
+
+    def _keep(self, job: Job, st: os.stat_result, chunks: Callable[[], Iterable[tuple[int, int, bytes]]]) -> None:
+        """A file of several chunks is there: the next copy of it need not be fetched."""
+        assert self._index is not None
+        self._index.add(os.path.join(self._root, bytes(job.dest)), st, chunks)
 
     def _alone(self, entry: Entry) -> bool:
         """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""

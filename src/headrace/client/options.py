@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 
 from headrace.engine.buffers import DEFAULT_LIMIT, check_limit
 from headrace.engine.plan import OnExist
@@ -28,6 +29,11 @@ class GetOptions:
 
     data_plane: `tls`, or `clear`: chunks are not encrypted, only checked. The host must allow it.
     io: how files are written: `auto`, or one of storage.platform.CHOICES.
+
+    content_addressing: chunks are compared with their hashes, those that lie on this disk are not fetched, and what
+    came is remembered for that. Without it TLS alone protects what comes, so it goes with `tls` only.
+    cache_entries: chunks that the index remembers at most; None for the default. home: where the index is; None for the
+    user's own (config.home).
     """
 
     on_exist: OnExist = OnExist.SKIP_SAME
@@ -42,11 +48,18 @@ class GetOptions:
     buffers: int = DEFAULT_LIMIT
     data_plane: str = "tls"
     io: str = "auto"
+    content_addressing: bool = True
+    cache_entries: int | None = None
+    home: Path | None = None
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""
         check_limit(self.buffers)
-        wants_clear(self.data_plane)
+        if wants_clear(self.data_plane) and not self.content_addressing:
+            raise UsageError(
+                "chunks in the clear are only protected by their hashes",
+                hint="Leave --no-content-addressing or --data-plane clear out.",
+            )
         if self.io != "auto":  # what is not to be had shows before anybody is called
             platform_io(self.io).close()
         try:

@@ -67,9 +67,11 @@ class RemoteShare:
     ConnectionLostError (the host went away), NotFoundError (no such path) and PermissionRefusedError.
     """
 
-    def __init__(self, session: Session, base: RelPath = ROOT) -> None:
+    def __init__(self, session: Session, base: RelPath = ROOT, home: Path | None = None) -> None:
+        """home: where what it keeps is kept; None: the user's own."""
         self._session = session
         self._base = base
+        self._home = home
 
     @property
     def name(self) -> str:
@@ -124,7 +126,8 @@ class RemoteShare:
         A folder's contents go into `dest`, which is made if missing. Files that fail are counted in the result, whose
         `error` then says why; what ends the whole transfer is raised.
         """
-        return Transfer(self._session, self._path(path), dest, GetOptions(**options)).run()
+        chosen = GetOptions(**{"home": self._home, **options})
+        return Transfer(self._session, self._path(path), dest, chosen).run()
 
     def close(self) -> None:
         self._session.close()
@@ -154,16 +157,16 @@ def connect(
     """Connects to a share.
 
     target: CODE@HOST:PORT[/path], or HOST:PORT[/path] with `code` beside it. protocol: 7 or 8 forces that phase.
-    home: where pins and credentials are kept; default as in `headrace.config.home`. Paths asked for later are
-    relative to the target's path. Raises UsageError, UnreachableError, WrongCodeError and the other RefusedErrors,
-    NoCommonVersionError.
+    home: where pins, credentials and the chunk index are kept; default as in `headrace.config.home`. Paths asked for
+    later are relative to the target's path. Raises UsageError, UnreachableError, WrongCodeError and the other
+    RefusedErrors, NoCommonVersionError.
     """
     parsed = Target.parse(target)
     if code is not None:
         parsed = Target(parsed.host, parsed.port, parsed.path, parse_code(code))
     versions = Versions() if protocol is None else Versions(protocol, protocol)
-    session = Session.connect(parsed, home=None if home is None else Path(home), versions=versions)
-    return RemoteShare(session, parsed.path)
+    where = None if home is None else Path(home)
+    return RemoteShare(Session.connect(parsed, home=where, versions=versions), parsed.path, where)
 
 
 def read_range(session: Session, path: RelPath, offset: int, length: int | None) -> Iterator[memoryview]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from headrace.engine.buffers import Buffers
+from headrace.engine.claims import Claims
+from headrace.engine.dedup import Dedup
 from headrace.engine.exchange import Exchange
 from headrace.engine.lane import Lane
+from headrace.engine.manifests import ManifestReader
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
@@ -23,12 +27,10 @@ from headrace.errors import (
     LocalFileError,
     NotFoundError,
     PermissionRefusedError,
-    ProtocolError,
     RemoteIOError,
     SourceChangedError,
-    from_wire,
 )
-from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, PHASE_BULK, Error, GetManifest, ManifestPart
+from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
@@ -51,6 +53,10 @@ FILE_ERRORS: Final = (
 )
 
 
+# A finished file of several chunks: its job, what it is now, and its chunks as (offset, length, hash).
+Keep = Callable[[Job, os.stat_result, Callable[[], Iterable[tuple[int, int, bytes]]]], None]
+
+
 class Reports(Protocol):
     """Who hears of each file. Called from the workers' threads."""
 
@@ -65,7 +71,11 @@ class Reports(Protocol):
 
 
 class Fetcher:
-    """Owns the queue and what happens to each job in it. Thread-safe; see engine.worker for who works on it."""
+    """Owns the queue and what happens to each job in it. Thread-safe; see engine.worker for who works on it.
+
+    dedup: finds chunks on this disk; it is told here whose jobs it works on. keep: hears of each file of several chunks
+    that is finished.
+    """
 
     def __init__(
         self,
@@ -77,6 +87,8 @@ class Fetcher:
         progress: Progress,
         reports: Reports,
         on_exist: OnExist,
+        dedup: Dedup | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self._destination = destination
         self.exchange = exchange
@@ -90,6 +102,10 @@ class Fetcher:
         self.failure: BaseException | None = None
         self._failing = threading.Lock()
         self._open_partials: set[Partial] = set()
+        self._dedup = dedup
+        self._keep = keep
+        if dedup:
+            dedup.bind(self)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -136,28 +152,94 @@ class Fetcher:
             return []
 
     def _open(self, job: Job) -> Iterable[Work]:
+        if self._dedup and self._dedup.holds(job):
+            return []
+        return self._work_of_partial(job)
+
+    def _work_of_partial(self, job: Job, hashes: list[bytes] | None = None) -> Iterable[Work]:
+        """hashes: of all chunks, where they are known."""
+        partial = self._open_partial(job)
+        if partial.stale and self._version >= PHASE_BULK:
+            if hashes is None:
+                return [Exclusive(job)]
+            _adopt(partial, hashes)
+        return self._missing(job, hashes)
+
+    def _open_partial(self, job: Job) -> Partial:
         entry = job.entry
         job.partial = partial = self._destination.partial(
             job.dest, size=entry.size, version=entry.version, mtime_ns=entry.mtime_ns, sparse=entry.sparse
         )
         self._open_partials.add(partial)
-        if partial.stale and self._version >= PHASE_BULK:
-            return [Exclusive(job)]
-        return self._missing(job)
+        return partial
 
-    def _missing(self, job: Job) -> Iterable[Work]:
+    def _missing(self, job: Job, hashes: list[bytes] | None = None) -> Iterable[Work]:
         """Tasks for the chunks that are not there yet; finishes the job when there are none."""
+        if self._is_complete(job):
+            return []
+        if self._dedup and hashes and self._dedup.has_hashes(job, hashes):
+            return []
+        if self._dedup and not hashes and (watched := self._dedup.watches(job)):
+            return watched
+        claims = Claims(job)
+        claims.open_to(claims.count)
+        return claims
+
+    def _is_complete(self, job: Job) -> bool:
+        """Whether nothing is missing in the part file; the job is over then. Counts what is there."""
         partial = job.partial
         assert partial is not None
         self.progress.reused(sum(chunk_range(job.size, index)[1] for index in partial.verified))
         if partial.complete:
             self.settle(job, None, began=False)
-            return []
-        return (
-            Task(job, index, *chunk_range(job.size, index))
-            for index in range(chunk_count(job.size))
-            if index not in partial.verified
-        )
+        return partial.complete
+
+    # ---- engine.dedup.Jobs: files of which chunks may lie on this disk -------------------------------------------
+
+    def open_held(self, job: Job) -> Claims | None:
+        """Opens the part file of a job that was held. None: there is nothing to look for any more."""
+        try:
+            if self._open_partial(job).stale:
+                self.queue.push([Exclusive(job)])
+                return None
+            return None if self._is_complete(job) else Claims(job)
+        except FILE_ERRORS as why:
+            self.settle(job, why, began=False)
+            return None
+
+    def work_of_held(self, job: Job) -> Iterator[Work]:
+        """As if the job had never been held: its part file is opened when the first of it is asked for."""
+        yield from self._work_of_released(job)
+
+    def _work_of_released(self, job: Job) -> Iterable[Work]:
+        with self.carrying():
+            try:
+                return self._work_of_partial(job)
+            except FILE_ERRORS as why:
+                self.settle(job, why, began=False)
+        return []
+
+    def fill(self, task: Task, digest: bytes, copy: Callable[[int], bool] | None) -> None:
+        """Puts a chunk in place by `copy` (see Partial.fill), or as zeros. Where `copy` cannot, it is fetched."""
+        job = task.job
+        if not self.begin(job):
+            return
+        assert job.partial is not None
+        error: HeadraceError | None = None
+        try:
+            if copy is None:
+                job.partial.write_zeros(task.offset, task.length)
+                job.partial.commit(task.index, digest)
+            elif job.partial.fill(task.offset, task.length, copy):
+                job.partial.commit(task.index, digest)
+                self.progress.reused(task.length)
+            else:
+                self.queue.push([task])
+        except FILE_ERRORS as why:
+            error = why
+        self.settle(job, error)
+
+    # ---- chunks that are asked for -------------------------------------------------------------------------------
 
     def begin(self, job: Job) -> bool:
         """A chunk of the job is about to be asked for. False: it is of no use any more."""
@@ -222,8 +304,10 @@ class Fetcher:
         self.queue.finished()
 
     def _finish(self, job: Job) -> None:
-        if job.partial:
-            job.partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
+        if partial := job.partial:
+            st = partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
+            if self._keep:
+                self._keep(job, st, partial.chunks)
         self.progress.file_done()
         self._reports.fetched(job)
 
@@ -252,10 +336,9 @@ class Fetcher:
                 work = self._compare_file(job, lane)
             else:
                 assert job.partial is not None
-                for index, digest in enumerate(self._remote_hashes(job, lane)):
-                    if job.partial.stale.get(index) == digest:
-                        job.partial.adopt(index, digest)
-                work = self._missing(job)
+                hashes = self._remote_hashes(job, lane)
+                _adopt(job.partial, hashes)
+                work = self._missing(job, hashes)
         except FILE_ERRORS as why:
             self.settle(job, why, began=False)
         except ConnectionLostError:
@@ -278,27 +361,22 @@ class Fetcher:
             return []
         resolve_different(job, self._on_exist, self._destination)
         job.compare = False
-        return self._expand(job)
+        return self._expand(job) if job.single else self._work_of_partial(job, remote)
 
     def _remote_hashes(self, job: Job, lane: Lane) -> list[bytes]:
         """The hashes of the file's chunks on the host. Phase 7 has none on the wire: there its bytes are read."""
         count = chunk_count(job.size)
         if self._version < PHASE_BULK:
             return [self._baseline_hash(job, lane, index) for index in range(count)]
-        lane.post(GetManifest(lane.next_id(), bytes(job.source), job.entry.version))
+        reader = ManifestReader(lane)
+        reader.post(job)
         hashes: list[bytes] = []
         while True:
-            part, _ = lane.part()
-            if isinstance(part, Error):
-                lane.answered()
-                raise from_wire(part.code, part.message)
-            if not isinstance(part, ManifestPart) or part.first != len(hashes) or len(part.hashes) % HASH_SIZE:
-                raise ProtocolError("the host sent a manifest that is none")
-            hashes += [part.hashes[i : i + HASH_SIZE] for i in range(0, len(part.hashes), HASH_SIZE)]
-            if len(hashes) > count or (part.last and len(hashes) != count):
-                raise ProtocolError(f"the host sent a manifest of another length than the file: {job.source}")
+            part = reader.part()
+            if part.error:
+                raise part.error
+            hashes += part.hashes
             if part.last:
-                lane.answered()
                 return hashes
 
     def _baseline_hash(self, job: Job, lane: Lane, index: int) -> bytes:
@@ -307,6 +385,13 @@ class Fetcher:
         lane.wait()
         with self.buffers.acquire(length) as buffer:
             return self.exchange.receive(lane, length, buffer, None)[0]
+
+
+def _adopt(partial: Partial, hashes: list[bytes]) -> None:
+    """Keeps the stale chunks that still have these hashes."""
+    for index, digest in enumerate(hashes):
+        if partial.stale.get(index) == digest:
+            partial.adopt(index, digest)
 
 
 def resolve_different(job: Job, on_exist: OnExist, destination: Destination) -> None:

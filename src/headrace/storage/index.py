@@ -132,6 +132,17 @@ class ChunkIndex:
         self.count(asked=len(hashes), found=len(found))
         return found
 
+    def similar(self, size: int, mtime_ns: int) -> list[IndexedFile]:
+        """Some files that had `size` bytes, more than a chunk; first those that had that modification time, too.
+
+        What may well be copies of a file of which no more is known than this.
+        """
+        return self._read(lambda database: database.similar(size, mtime_ns)) or []
+
+    def has_large_files(self) -> bool:
+        """Whether it knows of any file of more than one chunk: only those can be looked for before they are fetched."""
+        return bool(self._read(lambda database: database.has_large_files()))
+
     def knows(self, path: bytes, st: os.stat_result) -> bool:
         """Whether every chunk of the file at `path` is here, and the file is what it was when they were added."""
         file = self._read(lambda database: database.file(path))

@@ -20,6 +20,8 @@ from headrace.storage.index_places import Addition, Facts, IndexedFile, Place
 
 MAX_PLACES: Final = 4  # of one hash that a look-up gives
 
+MAX_SIMILAR: Final = 4  # files of one size that are told, with the same time and with another one
+
 _AT_ONCE: Final = 500  # hashes or files in one statement
 _CROWD: Final = 8  # rows a hash, on average, above which hashes are asked for one by one
 _FILE_COLUMNS: Final = "id, path, device, inode, size, mtime_ns, ctime_ns, whole"
@@ -84,6 +86,21 @@ class Database:
         with self._mapped():
             row = self._sql.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE path = ?", (path,)).fetchone()
             return _file(row) if row else None
+
+    def similar(self, size: int, mtime_ns: int) -> list[IndexedFile]:
+        """Some files of that size, which is more than a chunk's; those with that modification time first."""
+        query = f"SELECT {_FILE_COLUMNS} FROM files WHERE size = ? AND size > {CHUNK_SIZE}"  # so that its index is used
+        with self._mapped():
+            same = self._sql.execute(f"{query} AND mtime_ns = ? LIMIT {MAX_SIMILAR}", (size, mtime_ns)).fetchall()
+            other = self._sql.execute(f"{query} LIMIT {2 * MAX_SIMILAR}", (size,)).fetchall()
+            files = {row[0]: _file(row) for row in (*same, *other)}
+            return list(files.values())[: 2 * MAX_SIMILAR]
+
+    def has_large_files(self) -> bool:
+        """Whether any file of more than one chunk is known."""
+        with self._mapped():
+            query = f"SELECT 1 FROM files WHERE size > {CHUNK_SIZE} LIMIT 1"
+            return self._sql.execute(query).fetchone() is not None
 
     def files_after(self, id: int, limit: int) -> list[IndexedFile]:
         """The next files in the order of their ids, after `id`; at most `limit`."""

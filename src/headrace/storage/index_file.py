@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from headrace.protocol.messages import CHUNK_SIZE
 from headrace.storage.oserrors import label
 
 log = logging.getLogger("headrace.storage.index")
@@ -61,6 +62,9 @@ CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROW
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {VERSION};
 """
+# Made at each opening where it is missing: an index of before is as good, only slower to ask. Files of one chunk are
+# nobody's business here, so a million of those cost nothing.
+_BY_SIZE: Final = f"CREATE INDEX IF NOT EXISTS files_size ON files (size, mtime_ns) WHERE size > {CHUNK_SIZE}"
 
 
 class IndexOffError(Exception):
@@ -162,6 +166,7 @@ def _set_up(sql: sqlite3.Connection) -> None:
         sql.execute(f"PRAGMA {pragma}")
     if not ours:  # under the lock file, so nobody else does
         sql.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    sql.execute(_BY_SIZE)
     sql.execute("SELECT 1 FROM chunks, files, numbers LIMIT 1").fetchall()
 
 

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from headrace.errors import DestinationExistsError, LocalDiskError, LocalFileError
@@ -40,10 +40,10 @@ _IN_THE_WAY: Final = frozenset({errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
 class Partial:
     """A file of several chunks in flight.
 
-    `write`, `write_zeros`, `adopt` and `commit` may be called by several threads, one chunk being one thread's at a
-    time. Everything else is for one thread, after the others have stopped. End it with exactly one of `finish`,
-    `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError, and LocalFileError where
-    it is about this file alone.
+    `write`, `write_zeros`, `fill`, `adopt` and `commit` may be called by several threads, one chunk being one thread's
+    at a time; `arrivals` by one more. Everything else is for one thread, after the others have stopped. End it with
+    exactly one of `finish`, `close` or `discard`; a `finish` that raises has ended nothing. All raise LocalDiskError,
+    and LocalFileError where it is about this file alone.
 
     size: bytes. verified: the chunks that are on disk, right. stale: chunks on disk that were right for an older
     version of the source, with their hashes: `adopt` keeps those that still are.
@@ -68,6 +68,8 @@ class Partial:
         # a seventh of the CPU time of a transfer over two lanes.
         self._writing = threading.Lock()
         self._reserved = 0
+        self._arrivals: list[bytes] = []
+        self._noting = False
 
     @classmethod
     def open(
@@ -134,6 +136,19 @@ class Partial:
         with local_errors("write", self._name), self._writing:
             write_zeros(self._fd, offset, length, self._io.write)
 
+    def fill(self, offset: int, length: int, copy: Callable[[int], bool]) -> bool:
+        """Lets `copy` put a chunk where it belongs, by whatever means: it is given the part file's descriptor, open for
+        reading and writing and good until it returns, and says whether the chunk is there. False: it is not, and what
+        is in the range is undefined. ValueError when it reaches past the end.
+
+        `copy` must not move the descriptor's position. What it raises as OSError is about this file. No space is
+        reserved before: a clone takes none.
+        """
+        if self._touch(offset, length):
+            return True
+        with local_errors("write", self._name):
+            return copy(self._fd)
+
     def commit(self, index: int, hash: bytes) -> None:
         """Records that chunk `index` is written whole and has this hash, which the caller has verified."""
         if not 0 <= index < self._count or len(hash) != HASH_SIZE:
@@ -144,6 +159,20 @@ class Partial:
             self._journal.append(index, Record(hash))
             self.stale.pop(index, None)
             self.verified.add(index)
+            if self._noting:
+                self._arrivals.append(hash)
+
+    def arrivals(self, *, more: bool) -> list[bytes]:
+        """The hashes of the chunks committed since it was last called. more: whether to note those to come."""
+        with self._lock:
+            found, self._arrivals = self._arrivals, []
+            self._noting = more
+            return found
+
+    def chunks(self) -> Iterator[tuple[int, int, bytes]]:
+        """(offset, length, hash) of every chunk, of a complete file; also after its end."""
+        for index, record in self._journal.records.items():
+            yield *chunk_range(self.size, index), record.hash
 
     def adopt(self, index: int, hash: bytes) -> bool:
         """Keeps a stale chunk if `hash`, the current version's, is the one it has; whether that was so."""
@@ -152,8 +181,10 @@ class Partial:
         self.commit(index, hash)
         return True
 
-    def finish(self, *, mode: int, mtime_ns: int, replace: bool) -> None:
+    def finish(self, *, mode: int, mtime_ns: int, replace: bool) -> os.stat_result:
         """Gives the file its permissions (0o777 of them at most), its time and its name, in one step, and closes.
+
+        The answer: what the file is then. Renaming changes its ctime, so it is no use to ask before.
 
         ValueError unless complete. DestinationExistsError when the name is taken and not `replace`, or is a folder's;
         the part file and its journal stay then, and the Partial stays open.
@@ -164,9 +195,11 @@ class Partial:
             stamp(self._fd, mode, mtime_ns)
             # An fsync of the file (and, after the rename, of the folder) would go here.
             _rename(self._parent_fd, self._part, self._name, replace=replace)
+            st = os.fstat(self._fd)
         # After the rename: the other way round, a kill in between would leave a whole file that nothing vouches for.
         _unlink_quietly(self._parent_fd, self._journal_name)
         self.close()
+        return st
 
     def close(self) -> None:
         """Closes; the part file and the journal stay for the next run."""
