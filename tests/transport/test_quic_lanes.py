@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 
 from headrace.errors import ProtocolError
-from headrace.transport.quic.lanes import CREDIT_LIMIT, GRANT, MOST, WORD, Inflow
+from headrace.transport.quic.lanes import CREDIT_LIMIT, GRANT, KIB, MIB, MOST, SMALL, WORD, Inflow
 
 
 def block(data: bytes) -> bytes:
@@ -43,6 +44,35 @@ def test_the_receiver_takes_what_fits() -> None:
     inflow = Inflow(100, 100)
     inflow.feed(memoryview(block(b"abc") + block(b"defg")))
     assert [taken(inflow, 2), taken(inflow, 2), taken(inflow, 9), taken(inflow, 9)] == [b"ab", b"cd", b"efg", b""]
+
+
+def test_small_and_large_pieces_stay_in_order() -> None:
+    source = random.Random(7)
+    sent, got = bytearray(), bytearray()
+    inflow = Inflow(1 << 30, 1 << 30)
+    for _ in range(2000):
+        data = source.randbytes(source.choice([1, 30, SMALL - 1, SMALL, 2000, 70_000 * (source.random() < 0.01)]))
+        sent += data
+        inflow.feed(memoryview(block(data)))
+        if source.random() < 0.3:
+            got += taken(inflow, source.randrange(1, 5000))
+        assert inflow.waiting == len(sent) - len(got)
+    got += taken(inflow, 1 << 24)
+    assert got == sent
+
+
+def test_blocks_of_one_byte_cost_little_more_than_they_hold() -> None:
+    """A client that is let in may send them, and its host may be busy meanwhile."""
+    inflow, packet = Inflow(MIB, MIB), block(b"x") * 256
+    tracemalloc.start()
+    try:
+        for _ in range(100 * KIB // 256):
+            inflow.feed(memoryview(bytes(packet)))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert inflow.waiting == 100 * KIB
+    assert held < 4 * inflow.waiting
 
 
 def test_no_more_may_come_than_was_granted() -> None:

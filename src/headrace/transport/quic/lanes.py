@@ -29,6 +29,8 @@ FIRST_TO_CLIENT: Final = MIB
 LARGEST_HOST_WINDOW: Final = 4 * MIB
 LARGEST_CLIENT_WINDOW: Final = 8 * MIB
 CREDIT_LIMIT: Final = 1 << 40  # nobody has a reason to grant that much
+SMALL: Final = 512  # bytes; pieces below are put together, as each that is kept by itself costs 200 bytes
+GATHERED: Final = 64 * KIB
 
 
 class Inflow:
@@ -42,6 +44,7 @@ class Inflow:
         self._arrived = 0
         self._taken = 0
         self._chunks: deque[memoryview] = deque()
+        self._small = bytearray()  # small pieces that came after the chunks
         self._word = bytearray()  # the beginning of a word that came in pieces
         self._left = 0  # bytes of the block at hand that are still to come
         self.granted = 0  # by the peer, and not yet collected with `collect`
@@ -65,7 +68,7 @@ class Inflow:
                 self._left -= len(piece)
                 self._arrived += len(piece)
                 self.wire += len(piece)
-                self._chunks.append(piece)
+                self._keep(piece)
                 continue
             missing = WORD.size - len(self._word)
             self._word += data[:missing]
@@ -74,6 +77,20 @@ class Inflow:
                 (word,) = WORD.unpack(self._word)
                 self._word.clear()
                 self._begin(word)
+
+    def _keep(self, piece: memoryview) -> None:
+        if len(piece) >= SMALL:
+            self._gather()
+            self._chunks.append(piece)
+            return
+        self._small += piece
+        if len(self._small) >= GATHERED:
+            self._gather()
+
+    def _gather(self) -> None:
+        if self._small:
+            self._chunks.append(memoryview(self._small))
+            self._small = bytearray()
 
     def _begin(self, word: int) -> None:
         if word & GRANT:
@@ -94,7 +111,11 @@ class Inflow:
     def take(self, into: memoryview) -> int:
         """Moves bytes that arrived into `into`; how many."""
         filled = 0
-        while filled < len(into) and self._chunks:
+        while filled < len(into):
+            if not self._chunks:
+                self._gather()
+            if not self._chunks:
+                break
             chunk = self._chunks[0]
             count = min(len(chunk), len(into) - filled)
             into[filled : filled + count] = chunk[:count]
@@ -110,6 +131,7 @@ class Inflow:
         """Forgets what nobody will take any more, now and later."""
         self._taken = self._arrived
         self._chunks.clear()
+        self._small.clear()
 
     def due(self) -> int:
         """Bytes to grant now: half a window or more, else 0. `grant` says that they were granted."""
