@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -414,6 +416,20 @@ def test_a_connection_opens_streams_to_one_certificate(identity: Identity) -> No
         assert connection.bytes_wire == sum(stream.bytes_in + stream.bytes_out for stream in streams) > 1000
         for stream in streams:
             stream.close()
+
+
+def test_a_connection_holds_no_stream_that_was_closed_and_still_counts_its_bytes(identity: Identity) -> None:
+    with Listener(echo(identity)) as host:
+        connection = TcpConnection(host.address, pin=identity.fingerprint)
+        stream = connection.open_stream()
+        stream.close()
+        old, total = weakref.ref(stream), stream.bytes_in + stream.bytes_out
+        del stream
+        further = connection.open_stream()
+        gc.collect()
+        assert old() is None
+        assert connection.bytes_wire == total + further.bytes_in + further.bytes_out
+        further.close()
 
 
 def test_a_first_stream_that_nobody_took_ends_with_the_connection(identity: Identity) -> None:

@@ -264,6 +264,11 @@ class TcpStream:
         """By which whoever sends bulk keeps the path's queue short. None on loopback and where the system lacks it."""
         return None if is_loopback(self._sock) else shaper(self._sock)
 
+    @property
+    def closed(self) -> bool:
+        """Whether this side closed it."""
+        return self._closed
+
     def close(self) -> None:
         if self._closed:
             return

@@ -35,7 +35,8 @@ class TcpConnection:
         self._timeout = timeout
         self._context = client_context()
         self._lock = threading.Lock()
-        self._streams: list[TcpStream] = []
+        self._streams: list[TcpStream] = []  # those that are open
+        self._bytes_over = 0  # of the others
         self._aborted = False
         self._pin = pin
         self._won: eyeballs.Address | None = None  # the host's address that answered first
@@ -86,10 +87,17 @@ class TcpConnection:
             sock.close()
             raise
         with self._lock:
+            self._forget_closed()
             self._streams.append(stream)
             if self._aborted:
                 stream.abort()
         return stream
+
+    def _forget_closed(self) -> None:
+        """Each holds its buffers, a MiB and more."""
+        closed = [stream for stream in self._streams if stream.closed]
+        self._bytes_over += sum(stream.bytes_in + stream.bytes_out for stream in closed)
+        self._streams = [stream for stream in self._streams if stream not in closed]
 
     def _connect(self) -> socket.socket:
         addresses = eyeballs.resolve(*self.address)
@@ -123,7 +131,7 @@ class TcpConnection:
     def bytes_wire(self) -> int:
         """Bytes on the wire so far, both directions, all streams."""
         with self._lock:
-            return sum(stream.bytes_in + stream.bytes_out for stream in self._streams)
+            return self._bytes_over + sum(stream.bytes_in + stream.bytes_out for stream in self._streams)
 
 
 def _reason(why: BaseException) -> str:
