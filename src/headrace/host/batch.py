@@ -30,9 +30,9 @@ _REASON_COST: Final = 64  # bytes, beside the sentence
 
 
 def answer_batch(
-    request: GetBatch, tree: SharedTree, stream: MessageStream, buffers: Buffers, give_way: Callable[[], None]
+    request: GetBatch, tree: SharedTree, stream: MessageStream, buffers: Buffers, before_part: Callable[[], object]
 ) -> int:
-    """Sends the answer; how many bytes of files that were. give_way: asked before each part.
+    """Sends the answer; how many bytes of files that were. before_part: called before each, for what others need.
 
     Raises ProtocolError for what a client may not ask, and what sending raises.
     """
@@ -46,7 +46,7 @@ def answer_batch(
     position = sent = 0
     with SmallReader(tree) as reader:
         while position < len(items):
-            give_way()
+            before_part()
             with buffers.acquire(size) as view:
                 part, filled = _part(request, position, reader, view)
                 sent += filled

@@ -10,8 +10,8 @@ from typing import Final
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
-from headrace.host.courtesy import Shaping
 from headrace.host.batch import answer_batch
+from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.protocol.frames import SESSION_LIMITS, encode_frame
 from headrace.protocol.messages import (
@@ -307,11 +307,7 @@ class RequestHandler:
     def _batch(self, request: GetBatch) -> None:
         if not self._batches:
             raise ProtocolError("the client sent GetBatch, which nobody agreed to")
-        self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._give_way)
-
-    def _give_way(self) -> None:
-        if self._gate.waiting:
-            self._sender.give_way()
+        self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._next_piece)
 
     def _ping(self, request: Ping) -> None:
         self._stream.send(Pong(request.id))
