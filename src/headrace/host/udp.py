@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
+import selectors
 import socket
 import threading
 from collections import Counter
@@ -83,6 +83,7 @@ class UdpSide:
                 port=self._port, bind=self._bind, identity=self._identity, on_stream=self._on_stream
             )
         except HeadraceError as why:
+            self._release()  # before it is told: who hears of it may want the port
             fall_back(why.message)
             self.problem = why.message
         finally:
@@ -114,9 +115,9 @@ class UdpSide:
 
 def _readable(sock: socket.socket, seconds: float) -> bool:
     """Not by select: that takes no descriptor above 1023."""
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def fall_back(why: str) -> None:

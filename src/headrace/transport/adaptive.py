@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import queue
-import select
+import selectors
 import socket
 import threading
 import time
@@ -349,10 +349,10 @@ class _Finder:
 
 def _wait_readable(asking: Iterable[Probe], seconds: float) -> None:
     """Not by select: that takes no descriptor above 1023."""
-    poller = select.poll()
-    for probe in asking:
-        poller.register(probe, select.POLLIN)
-    poller.poll(seconds * 1000)
+    with selectors.DefaultSelector() as selector:
+        for probe in asking:
+            selector.register(probe, selectors.EVENT_READ)
+        selector.select(seconds)
 
 
 def _load_quic() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import logging
 import os
-import select
+import selectors
 import socket
 import ssl
 import struct
@@ -229,9 +229,9 @@ class TcpStream:
 
     def hung_up(self) -> bool:
         """Before anything was asked of the peer: whether it said something all the same, which can only be its end."""
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        return bool(poller.poll(0))
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            return bool(selector.select(0))
 
     def set_timeout(self, seconds: float | None) -> None:
         self._timeout = seconds

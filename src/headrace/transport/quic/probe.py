@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import select
+import selectors
 import socket
 import struct
 import time
@@ -127,9 +127,9 @@ def probe(
             left = min(end, asking.due) - clock()
             if clock() >= end:
                 return ProbeResult(SILENT, None, f"no answer for {timeout:.1f} s")
-            poller = select.poll()  # select takes no descriptor above 1023
-            poller.register(asking, select.POLLIN)
-            poller.poll(max(left, 0) * 1000)
+            with selectors.DefaultSelector() as selector:  # select takes no descriptor above 1023
+                selector.register(asking, selectors.EVENT_READ)
+                selector.select(max(left, 0))
         assert asking.result is not None
         return asking.result
     finally:
