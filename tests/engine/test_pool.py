@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.engine.estimates import MAX_CONNECTIONS
+from headrace.engine.estimates import MAX_CONNECTIONS, START_CONNECTIONS
 from headrace.engine.pool import MAX_REQUESTS, MIN_REQUESTS, START_REQUESTS, StreamPool
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -40,13 +40,14 @@ class Link:
     """A bottleneck with a queue, fed by as many bytes as the pool says may be in flight.
 
     path: rows of (from second, bytes a second, round trip without a queue). use: the share of the rate that so many
-    connections get.
+    connections get. visible: what waits, waits on the link, where the round trip shows it; else in the host.
     """
 
     path: list[list[float]]
     queue_seconds: float = 1.0
     jitter: float = 0.02
     use: Callable[[int], float] = lambda connections: 1.0
+    visible: bool = True
     delivered: float = 0.0
     queue: float = 0.0
     in_flight: float = 0.0
@@ -79,7 +80,9 @@ class Link:
             now = tick * TICK
             queue = self.tick(now, pool.requests * chunk, pool.connections)
             if tick % round(SAMPLE / TICK) == 0:
-                rtt = (self.at(now)[1] + queue) * (1 + self.jitter * (noise.random() - 0.5) * 2)
+                rtt = (self.at(now)[1] + (queue if self.visible else 0)) * (
+                    1 + self.jitter * (noise.random() - 0.5) * 2
+                )
                 pool.observe(now, int(self.delivered), round(rtt, 6))
                 numbers = (pool.requests, pool.connections, pool.reason)
                 rows.append(Row(now, *numbers, int(self.delivered), queue, pool.baseline_rtt))
@@ -184,10 +187,16 @@ def test_loopback_noise_is_no_queue():
     [(lambda count: 1.0, 1), (lambda count: min(1.0, 0.2 * count), 5), (lambda count: min(1.0, 0.6 * count), 2)],
 )
 def test_connections_are_as_many_as_help(use, expected):
-    link = Link([[0, 12_500_000, 0.02]], use=use)
+    link = Link([[0, 12_500_000, 0.02]], use=use, visible=False)
     rows = link.run(StreamPool(chunk_size=8192), 29, 8192)
 
     assert rows[-1].connections == expected
+
+
+def test_a_link_that_is_full_is_tried_with_fewer_connections_and_never_with_more():
+    rows = Link([[0, 12_500_000, 0.02]]).run(StreamPool(chunk_size=16384), 60, 16384)
+    assert max(row.connections for row in rows) == START_CONNECTIONS
+    assert rows[-1].connections == 1
 
 
 @pytest.mark.parametrize("rtt", [None, 0, 0.3, math.nan, -1.0])

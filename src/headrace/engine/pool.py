@@ -108,7 +108,7 @@ class StreamPool:
             return
         if self._probe:
             self._climb.epoch = None  # it would measure the probe
-        elif self._climb.observe(now, bytes_delivered, self._rtts.recent or 0.0, self.requests, self._over > 0):
+        elif self._climb.observe(now, bytes_delivered, self._rtts.recent or 0.0, self.requests, self._queue_stands()):
             self.reason = "climb"
 
     # ---- requests in flight ------------------------------------------------------------------------------------
@@ -200,6 +200,11 @@ class StreamPool:
         self._probe = None
         self._held = False
         self._needed = self._now
+
+    def _queue_stands(self) -> bool:
+        """Whether the link is full: bytes wait somewhere. One connection more would only make more of them wait."""
+        recent, baseline = self._rtts.recent, self._rtts.baseline
+        return recent is not None and baseline is not None and recent - baseline > NOISE
 
     def _bloated(self, rtt: float) -> bool:
         baseline = self._rtts.baseline
