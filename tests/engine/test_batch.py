@@ -293,7 +293,8 @@ def test_codes_that_are_not_about_one_file_end_the_transfer_with_no_other_meanin
 @pytest.mark.parametrize("batches", [True, False])
 def test_what_a_broken_lane_owes_comes_over_another(fetching: Fetching, tmp_path: Path, batches: bool) -> None:
     """Also where another host answers by now, which knows no batches."""
-    worker = start(fetching)
+    content = CONTENT | {"empty": b""}
+    worker = start(fetching, content)
     say(fetching, *answer(asked(fetching), count=4))
     fetching.host.stream.cut()
     with pytest.raises(ConnectionLostError):
@@ -313,7 +314,7 @@ def test_what_a_broken_lane_owes_comes_over_another(fetching: Fetching, tmp_path
     other.answering = answering
     other.lane.batches = batches
     fetching.work(other.lane).result(PATIENCE)
-    assert contents(tmp_path) == CONTENT
-    assert sorted(fetching.told.fetched_) == sorted(CONTENT)
+    assert contents(tmp_path) == content
+    assert sorted(fetching.told.fetched_) == sorted(content)
     assert len(other.requests) == (1 if batches else len(CONTENT) - done)
     assert fetching.fetcher.queue.over

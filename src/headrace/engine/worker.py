@@ -128,12 +128,10 @@ class Worker:
     def _ask_for_group(self, group: Group) -> int:
         """Bytes that were asked for."""
         fetcher = self._fetcher
-        if not self._lane.batches:  # another host answers by now: one after the other
-            fetcher.queue.push(_singly(group.jobs))
-            return 0
-        if not group.length:
-            self._begin(group.jobs)
+        if not group.length or not self._lane.batches:
+            self._begin([job for job in group.jobs if not job.entry.size])
             self._write_empty(group)
+            fetcher.queue.push(_singly(group.asked))  # another host answers by now: one after the other
             return 0
         if not self._window:
             self._acquire(group)
