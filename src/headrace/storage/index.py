@@ -25,7 +25,7 @@ index's own, and a change for which its queue has no room is dropped and counted
 The part file is its Partial's: that has to say that the range is about to be something else, as it does for `write`,
 map OSError, and reserve nothing before it, since a clone takes no space.
 
-Paths are bytes and absolute. Offsets and lengths are in bytes, hashes are BLAKE3. Chunks of up to MIN_LENGTH bytes and
+Paths are bytes and absolute. Offsets and lengths are in bytes, hashes are BLAKE3. Files of up to MIN_LENGTH bytes and
 whole chunks of zeros are not worth an entry and are left out. `headrace cache` looks at the same index
 (docs/cache.md); why it is built like this is in docs/decisions/010-chunk-index.md.
 """
@@ -165,7 +165,8 @@ class ChunkIndex:
                 raise ValueError("no chunk, or no hash")
             if offset + length > st.st_size:  # somebody changed it since it was finished
                 return False
-            if length > MIN_LENGTH and (length < CHUNK_SIZE or digest != ZERO_HASH(length)):
+            # The short last piece of a file of several chunks counts: without it something would still be fetched.
+            if (length > MIN_LENGTH or offset) and (length < CHUNK_SIZE or digest != ZERO_HASH(length)):
                 rows.append((digest, offset, length))
         # One file that is larger than everything that may be remembered must not evict itself. A batch it must fit in.
         limit = min(MAX_QUEUED, max(1, self.max_entries * 9 // 10))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
+_PUNCH_HOLE: Final = 0x02 | 0x01  # linux/falloc.h: and keep the size
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _NO_LINKS: Final = _UNSUPPORTED | {errno.EPERM, errno.EMLINK}
 
@@ -68,6 +69,16 @@ def preallocate(fd: int, offset: int, length: int) -> bool:
     if _fallocate is None or not length:
         return False
     code = _call(_fallocate, fd, 0, offset, length)
+    if code and code not in _UNSUPPORTED:
+        raise OSError(code, os.strerror(code))
+    return not code
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Gives the range back to the disk; it reads as zeros. False where the file system cannot. Raises OSError."""
+    if _fallocate is None or not length:
+        return False
+    code = _call(_fallocate, fd, _PUNCH_HOLE, offset, length)
     if code and code not in _UNSUPPORTED:
         raise OSError(code, os.strerror(code))
     return not code

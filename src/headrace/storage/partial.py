@@ -21,10 +21,10 @@ from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
 from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name, part_names
 from headrace.storage.journal import NO_BOOT, Header, Journal, Record, boot_mark, current_boot_id, open_regular
-from headrace.storage.libc import preallocate, rename_noreplace
+from headrace.storage.libc import preallocate, punch_hole, rename_noreplace
 from headrace.storage.oserrors import label, local_errors
 from headrace.storage.posix import POSIX
-from headrace.storage.rawio import stamp, write_sparse, write_zeros
+from headrace.storage.rawio import pread_all, stamp, write_sparse, write_zeros, zero_runs
 
 __all__ = ["Partial", "forget_leftover", "is_inflight_name", "part_names", "write_whole"]
 
@@ -33,6 +33,7 @@ _NEW_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_
 # Bytes that are reserved at once. On tmpfs 1 GiB costs 0.35 s, in which nobody can write to the file; in steps that are
 # shorter than what the sockets hold, the host works on meanwhile.
 _STEP: Final = 4 * CHUNK_SIZE
+_DIG: Final = 256 * 1024  # bytes looked at for zeros at once
 _ATTEMPTS: Final = 5  # at opening a part file that others keep renaming away
 _IN_THE_WAY: Final = frozenset({errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
 
@@ -147,7 +148,10 @@ class Partial:
         if self._touch(offset, length):
             return True
         with local_errors("write", self._name):
-            return copy(self._fd)
+            there = copy(self._fd)
+            if there and self._sparse:  # a copy has blocks where its source has holes
+                self._dig(offset, length)
+            return there
 
     def commit(self, index: int, hash: bytes) -> None:
         """Records that chunk `index` is written whole and has this hash, which the caller has verified."""
@@ -230,6 +234,16 @@ class Partial:
             return True
         self.stale.pop(index, None)  # it is about to be something else
         return False
+
+    def _dig(self, offset: int, length: int) -> None:
+        """Makes holes of the zero blocks in the range, as far as the file system can."""
+        buffer = memoryview(bytearray(min(length, _DIG)))
+        for start in range(offset, offset + length, _DIG):
+            piece = buffer[: min(_DIG, offset + length - start)]
+            piece = piece[: pread_all(self._fd, piece, start)]
+            for first, stop, is_zero in zero_runs(piece, start):
+                if is_zero and not punch_hole(self._fd, start + first, stop - first):
+                    return
 
     def _resume(self, header: Header) -> None:
         """Takes from the journal what is true of the part file, and makes both fit `header`."""
