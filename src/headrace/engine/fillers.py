@@ -96,7 +96,8 @@ class Fillers:
                 if not self._waiting:
                     self._changed.wait(LOOK_EVERY)
                 fill = self._waiting.popleft() if self._waiting else None
-                self._changed.notify_all()
+                if fill and len(self._waiting) == MAX_FILLS - 1:
+                    self._changed.notify_all()
             if fill:
                 self._put_in_place(jobs, fill)
             if looks and clock() - looked >= LOOK_EVERY:
