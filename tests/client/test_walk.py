@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class Share:
         self.tree = tree
         self._breaks = list(breaks)
         self.gone: set[RelPath] = set()
+        self.agreed = SimpleNamespace(version=len(tree) % 2 + 7)
 
     def _part(self) -> None:
         if self._breaks:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.errors import CertificateChangedError, ConnectionLostError, UnreachableError
+from headrace.errors import CertificateChangedError, ConnectionLostError, RefusedError, UnreachableError
 from headrace.transport.identity import Identity
 from headrace.transport.pacing import Limit
 from headrace.transport.quic import unavailable
@@ -129,7 +129,7 @@ def test_who_shows_the_right_certificate_without_its_key_gets_nowhere(
         with hosting(identity) as host:
             impostor.listener._certificate = host.listener._certificate
         for pin in (identity.fingerprint, None):
-            with pytest.raises(ConnectionLostError, match="cannot be verified"):
+            with pytest.raises(RefusedError, match="cannot be verified"):
                 QuicConnection(("127.0.0.1", impostor.port), pin=pin, certificates=tmp_path)
         assert impostor.offered.empty()
 

@@ -195,6 +195,9 @@ class Crew:
 
     def _observe_transports(self, delivered: int) -> None:
         choice = self._choice
+        if choice.other is None and not self._alone and not self._session.clear:
+            for other in self._session.connection.others():
+                choice.could(other)
         with self._lock:
             by = self._delivered_by.copy()
             for member in self._members:

@@ -32,6 +32,7 @@ from headrace.errors import (
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
     PHASE_BULK,
+    ROLE_CONTROL,
     ROLE_DATA,
     Entry,
     Error,
@@ -163,7 +164,7 @@ class Session:
             self.clear = False
             raise RefusedError("the host sends nothing in the clear: both sides must want it", hint=hint)
 
-    def open_lane(self, transport: str | None = None) -> Lane:
+    def open_lane(self, transport: str | None = None, *, role: str = ROLE_DATA) -> Lane:
         """A further stream to the same share, for chunks. Blocks for the handshake."""
         versions = Versions(self.agreed.version, self.agreed.version)
         try:
@@ -172,7 +173,7 @@ class Session:
                 versions,
                 transport=transport or self.transport,
                 credential=self._credential,
-                role=ROLE_DATA,
+                role=role,
                 clear=self.clear,
             )
         except UnreachableError as why:
@@ -193,7 +194,7 @@ class Session:
                     return
             with self._renewing:
                 if self.control is lane:
-                    self.control = self.open_lane()
+                    self.control = self.open_lane(role=ROLE_CONTROL)
                     self.release(lane)
 
     def healthy_control(self) -> Lane:

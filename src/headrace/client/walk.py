@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from headrace.client.outage import Outage
 from headrace.client.session import Entries, Session
 from headrace.errors import ConnectionLostError, HeadraceError
+from headrace.protocol.messages import PHASE_BULK
 from headrace.protocol.paths import RelPath
 
 Part = tuple[RelPath, Entries, HeadraceError | None]
@@ -66,7 +67,10 @@ class Walk:
     def _rest_of(self, directory: RelPath) -> Iterator[Part]:
         known = set(self._seen)
         try:
-            for entries in self._session.list(directory):
+            parts = self._session.list(directory)
+            if self._session.agreed.version < PHASE_BULK:
+                parts = iter(list(parts))  # the lane is the files' as well, and must not be held while they are queued
+            for entries in parts:
                 fresh = [entry for entry in entries if hash(entry.name) not in known]
                 self._note(directory, fresh)
                 if fresh:

@@ -52,6 +52,11 @@ class TransportChoice:
         self._rest = REST
         self._known: dict[str, float] = {}  # bytes a second that a transport reached when it was last tried
 
+    def could(self, other: str) -> None:
+        """There is another one after all: what was asked about it came late."""
+        with self._lock:
+            self.other = self.other or other
+
     def lanes(self, connections: int) -> dict[str, int]:
         """How many lanes each transport should have, where `connections` are wanted."""
         with self._lock:

@@ -35,6 +35,7 @@ QUIC: Final = "quic"
 NEAR: Final = 0.005  # seconds of round trip: up to here TCP carries several times what QUIC does from Python
 HEAD_START: Final = 0.01  # seconds that QUIC has before TCP starts as well
 PROBE_TIMEOUT: Final = 1.0  # seconds without an answer after which UDP counts as blocked
+ASK_AGAIN: Final = 0.2  # seconds after which a rejection is believed, where QUIC is the only way
 MAX_PROBED: Final = 4  # addresses of one host
 
 # Why TCP was used where QUIC was wanted, since the process started: for metrics.
@@ -206,8 +207,12 @@ class AdaptiveConnection:
             if fresh or self._aborted:
                 raise
         with self._lock:
-            if self._connections.get(name) is connection:
-                self._retired.append(self._connections.pop(name))
+            mine = self._connections.get(name) is connection
+            if mine:
+                self._retired.append(self._connections.pop(name))  # its bytes still count
+        if mine:
+            connection.abort()
+            _on_thread("headrace-close", connection.close)
         return self._connection(name)[0].open_stream(bulk=bulk)
 
     def _connection(self, name: str) -> tuple[Connection, bool]:
@@ -283,6 +288,9 @@ def connect(
 
     def dial_quic() -> Connection:
         reach = finder.reach or finder.ask()
+        if reach.problem and reach.problem[0] == "rejected":  # a share that is just starting does so for some ms
+            time.sleep(ASK_AGAIN)
+            reach = finder.ask()
         if reach.problem:
             raise UnreachableError(f"{address[0]}:{address[1]} cannot be reached by QUIC: {reach.problem[1]}")
         _load_quic()

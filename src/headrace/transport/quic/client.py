@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from headrace.errors import CertificateChangedError, ConnectionLostError, UnreachableError
+from headrace.errors import CertificateChangedError, ConnectionLostError, RefusedError, UnreachableError
 from headrace.protocol.pake import fingerprint_of
 from headrace.transport import eyeballs
 from headrace.transport.pacing import Limit, pace
@@ -160,7 +160,7 @@ class QuicConnection:
         """Dials. pin: the only fingerprint to accept; None accepts any and stays with it. certificates: a folder for
         those that are known. limit: what all streams together may receive, and send. timeout: seconds for all of it.
 
-        Raises UnreachableError, CertificateChangedError, ConnectionLostError, LocalDiskError.
+        Raises UnreachableError, CertificateChangedError, RefusedError, LocalDiskError.
         """
         self.address = address
         self.limit = limit or Limit(None)
@@ -213,8 +213,9 @@ class QuicConnection:
             dial.endpoint.stop()
             if not fresh:
                 self._ask_for_certificate(where, pin)  # raises CertificateChangedError, which says more
-            raise ConnectionLostError(
-                "the host's certificate cannot be verified: somebody may be in between", hint="Use --transport tcp."
+            raise RefusedError(
+                "the host's certificate cannot be verified by QUIC: the host hung up, or somebody is in between",
+                hint="Use --transport tcp.",
             ) from why
         except BaseException:
             dial.endpoint.stop()
