@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from headrace import config
 from headrace.client.crew import GRACE, Crew
 from headrace.client.options import GetOptions, GetResult, Links
 from headrace.client.outage import Outage
@@ -111,8 +110,7 @@ class Transfer:
         with contextlib.ExitStack() as at_the_end:
             # Opened while the host is asked what there is. The result does not wait for the end of it.
             if self._uses_index():
-                home = self._options.home or config.home()
-                self._index = at_the_end.enter_context(LazyIndex(home, self._options.cache_entries))
+                self._index = at_the_end.enter_context(LazyIndex(self._session.home, self._options.cache_entries))
                 if self._session.agreed.version >= PHASE_BULK:
                     self._index.start()
             return self._run()

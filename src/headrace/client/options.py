@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from pathlib import Path
 
 from headrace.engine.buffers import DEFAULT_LIMIT, check_limit
 from headrace.engine.plan import OnExist
@@ -32,8 +31,7 @@ class GetOptions:
 
     content_addressing: chunks are compared with their hashes, those that lie on this disk are not fetched, and what
     came is remembered for that. Without it TLS alone protects what comes, so it goes with `tls` only.
-    cache_entries: chunks that the index remembers at most; None for the default. home: where the index is; None for the
-    user's own (config.home).
+    cache_entries: chunks that the index remembers at most; None for the default.
     """
 
     on_exist: OnExist = OnExist.SKIP_SAME
@@ -50,7 +48,6 @@ class GetOptions:
     io: str = "auto"
     content_addressing: bool = True
     cache_entries: int | None = None
-    home: Path | None = None
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""

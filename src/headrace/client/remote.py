@@ -67,11 +67,9 @@ class RemoteShare:
     ConnectionLostError (the host went away), NotFoundError (no such path) and PermissionRefusedError.
     """
 
-    def __init__(self, session: Session, base: RelPath = ROOT, home: Path | None = None) -> None:
-        """home: where what it keeps is kept; None: the user's own."""
+    def __init__(self, session: Session, base: RelPath = ROOT) -> None:
         self._session = session
         self._base = base
-        self._home = home
 
     @property
     def name(self) -> str:
@@ -126,7 +124,7 @@ class RemoteShare:
         A folder's contents go into `dest`, which is made if missing. Files that fail are counted in the result, whose
         `error` then says why; what ends the whole transfer is raised.
         """
-        chosen = GetOptions(**{"home": self._home, **options})
+        chosen = GetOptions(**options)
         return Transfer(self._session, self._path(path), dest, chosen).run()
 
     def close(self) -> None:
@@ -166,7 +164,7 @@ def connect(
         parsed = Target(parsed.host, parsed.port, parsed.path, parse_code(code))
     versions = Versions() if protocol is None else Versions(protocol, protocol)
     where = None if home is None else Path(home)
-    return RemoteShare(Session.connect(parsed, home=where, versions=versions), parsed.path, where)
+    return RemoteShare(Session.connect(parsed, home=where, versions=versions), parsed.path)
 
 
 def read_range(session: Session, path: RelPath, offset: int, length: int | None) -> Iterator[memoryview]:

@@ -72,6 +72,7 @@ class Session:
         self.agreed = agreed
         self.control = Lane(control, batches=BATCH in agreed.features)
         self.limit = Limit(None)  # that of the connection, where `connect` made it
+        self.home = config.home()  # where pins, credentials and the index are
         self._credential = credential
         self._lanes = [self.control]
         self._listing_lanes = threading.Lock()
@@ -127,7 +128,7 @@ class Session:
                 log.info("the host at %s does not remember this machine; pairing again", target.address)
         if session is None:
             session = cls._with_code(dial(), code, versions, pins, target.address)
-        session.limit = limit
+        session.limit, session.home = limit, home
         return session
 
     @classmethod
