@@ -57,7 +57,7 @@ class Headrace:
     """`headrace share` and `headrace get`. folder: an own one, made by `start`.
 
     cold: before each run the share is started anew, so that it has hashed nothing, and the client forgets everything,
-    so that it pairs. Otherwise both stay as the run before left them.
+    so that it pairs. Otherwise both stay as the run before left them, but for the client's chunk index.
     """
 
     def __init__(
@@ -102,10 +102,13 @@ class Headrace:
         self._share()
 
     def before_run(self) -> None:
+        client = self._folder / "client"
         if self._cold:
             self.stop()
-            shutil.rmtree(self._folder / "client", ignore_errors=True)
+            shutil.rmtree(client, ignore_errors=True)
             self._share()
+        for path in client.glob("index.*"):  # what is here already would not be fetched
+            path.unlink()
 
     def command(self, source_name: str, dest: Path) -> Command:
         target = f"{self.address}/{source_name}"
