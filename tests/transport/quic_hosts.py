@@ -30,9 +30,9 @@ def free_udp_port() -> int:
 class Host:
     """A QUIC host. `take` gives the streams that clients open, one after the other."""
 
-    def __init__(self, identity: Identity, *, bind: str = "127.0.0.1", **more: Any) -> None:
+    def __init__(self, identity: Identity, *, bind: str = "127.0.0.1", port: int = 0, **more: Any) -> None:
         self.identity = identity
-        self.port = free_udp_port()
+        self.port = port or free_udp_port()
         self.offered: queue.SimpleQueue[QuicStream] = queue.SimpleQueue()
         self.listener = QuicListener(port=self.port, bind=bind, identity=identity, on_stream=self._offer, **more)
 

@@ -670,3 +670,15 @@ def test_a_sender_waits_for_room_for_its_commands(host: Host, tmp_path: Path) ->
             near.send(b".")
         reading.join(PATIENCE)
         assert got == [b"." * 6000]
+
+
+def test_a_host_that_begins_to_listen_a_moment_later_is_reached(identity: Identity, tmp_path: Path) -> None:
+    """A share gives its reserved UDP port to the library; for some milliseconds nobody has it."""
+    port = free_udp_port()
+    with contextlib.ExitStack() as stack:
+        begin = threading.Timer(0.08, lambda: stack.enter_context(hosting(identity, port=port)))
+        begin.start()
+        connection = QuicConnection(("127.0.0.1", port), pin=None, certificates=tmp_path)
+        connection.close()
+        begin.join()
+    assert connection.fingerprint == identity.fingerprint

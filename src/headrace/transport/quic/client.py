@@ -30,6 +30,7 @@ CONNECT_TIMEOUT: Final = 10.0
 STREAM_WINDOW: Final = 4 * MIB  # QUIC's own, and aiopquic's ring of it: a stream's rate is at most this in a round trip
 CONNECTION_WINDOW: Final = 32 * MIB
 LINGER: Final = 1.0  # seconds that a close waits for what was sent to arrive
+ASK_AGAIN: Final = 0.2  # seconds after which a rejection is believed
 LOOK: Final = 0.05  # seconds between two looks at the probe
 _WRONG_ALPN: Final = 0x178  # a TLS alert, as QUIC reports it: CRYPTO_ERROR and no_application_protocol
 _FULL: Final = 0x2  # CONNECTION_REFUSED
@@ -77,6 +78,7 @@ class _Dial:
         """Waits until the handshake is over. end: by time.monotonic. Raises UnreachableError, _RefusedHereError."""
         where = f"{self._address[0]}:{self._address[1]}"
         probe = Probe((self._address[0], self._address[1]))  # picoquic does not say that nobody listens; this may
+        again: float | None = None  # when to ask once more: for some ms a share that starts is rejected, too
         try:
             with self.endpoint.lock:
                 while True:
@@ -85,13 +87,18 @@ class _Dial:
                         raise _why_not(where, link)
                     if link and link.ready:
                         return link
-                    left = end - time.monotonic()
-                    if left <= 0:
+                    now = time.monotonic()
+                    if now >= end:
                         raise UnreachableError(f"{where} does not answer by UDP")
                     found = probe.step()
                     if found and found.outcome == REJECTED:
-                        raise UnreachableError(f"nobody listens on {where} by UDP ({found.reason})")
-                    self.endpoint.changed.wait(left if found else min(left, LOOK))
+                        if again is None:
+                            again = now + ASK_AGAIN
+                        elif probe.started >= again:
+                            raise UnreachableError(f"nobody listens on {where} by UDP ({found.reason})")
+                        elif now >= again:
+                            probe = Probe((self._address[0], self._address[1]))
+                    self.endpoint.changed.wait(min(end - now, LOOK))
         finally:
             probe.close()
 

@@ -53,12 +53,12 @@ class Probe:
         self._clock = clock
         self._ours, self._theirs = entropy(_ID_LENGTH), entropy(_ID_LENGTH)
         self._packet = _packet(self._theirs, self._ours, entropy)
-        self._started = clock()
+        self.started = clock()
         self._gap = RESEND
         self._sent: list[float] = []
         self._sock: socket.socket | None = None
         self.result: ProbeResult | None = None
-        self.due = self._started  # when `step` wants to be called even if nothing came
+        self.due = self.started  # when `step` wants to be called even if nothing came
         try:
             family, kind, proto, _, where = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)[0]
             self._sock = socket.socket(family, kind, proto)
