@@ -51,6 +51,16 @@ def test_flags_win_over_the_environment_and_that_over_the_file(config_file, monk
     assert parse(get, "t", "--protocol", "auto")[1].protocol == "auto"
 
 
+def test_a_switch_can_be_turned_off_everywhere(config_file, monkeypatch):
+    assert parse(get, "t")[0]["content_addressing"] is True
+    config_file.write_text("content-addressing = false\n")
+    assert parse(get, "t")[0]["content_addressing"] is False
+
+    monkeypatch.setenv("HEADRACE_CONTENT_ADDRESSING", "1")
+    assert parse(get, "t")[0]["content_addressing"] is True
+    assert parse(get, "t", "--no-content-addressing")[0]["content_addressing"] is False
+
+
 def test_a_table_wins_over_the_top_level_and_is_for_one_command(config_file):
     config_file.write_text("port = 7000\njson = true\n[share]\nport = 7001\n[get]\njson = false\n")
 
