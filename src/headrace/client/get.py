@@ -108,11 +108,9 @@ class Transfer:
             self._session.use_clear()
             self._choice = TransportChoice(self._session.transport, None)
         with contextlib.ExitStack() as at_the_end:
-            # Opened while the host is asked what there is. The result does not wait for the end of it.
+            # Opened for the first file of several chunks, and not before. The result does not wait for the end of it.
             if self._uses_index():
                 self._index = at_the_end.enter_context(LazyIndex(self._session.home, self._options.cache_entries))
-                if self._session.agreed.version >= PHASE_BULK:
-                    self._index.start()
             return self._run()
 
     def _uses_index(self) -> bool:
@@ -191,6 +189,8 @@ class Transfer:
             # Below it no symlink is followed, so what is in it has one absolute path.
             self._root = os.path.realpath(os.fsencode(place.root))
             if version >= PHASE_BULK:
+                if self._single and entry.size > CHUNK_SIZE:  # while the first connection for it is being opened
+                    self._index.start()
                 dedup = Dedup(self._index, self._session.open_lane, self._session.release)
         fetcher = self._fetcher = Fetcher(
             self._destination,

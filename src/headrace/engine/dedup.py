@@ -80,7 +80,8 @@ class _File:
 class Dedup:
     """Thread-safe. `bind` it to its jobs, `close` it before the part files are.
 
-    index: is started already. open_lane, release: a stream to the host for manifests. The clock is for tests.
+    index: is started with the first job that may need it. open_lane, release: a stream to the host for manifests. The
+    clock is for tests.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Dedup:
 
     def _index(self) -> ChunkIndex | None:
         if self._ready_by is None:
+            self._lazy.start()
             self._ready_by = self._clock() + READY
         return self._lazy.ready(max(0.0, self._ready_by - self._clock()))
 
