@@ -73,6 +73,7 @@ def test_round_trips_are_those_of_the_link_and_of_its_time():
 
 
 @LAB
+@pytest.mark.slow
 def test_a_silent_link_gives_no_round_trips():
     with Lab(Profile(udp_blocked=True)) as lab:
         lab.cut()

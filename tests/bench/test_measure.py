@@ -187,6 +187,7 @@ def test_a_command_may_be_meant_to_fail(tmp_path: Path):
     measure.run(python("import sys; sys.exit(5)"), log=tmp_path / "log", expected=5)
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path):
     in_its_group = STUBBORN.replace(", start_new_session=True", "")
     with pytest.raises(measure.CommandFailedError, match="not done after"):

@@ -88,6 +88,7 @@ def left_of(name: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_round_trip_takes_twice_the_delay():
     with Lab(Profile(delay=0.020)) as lab, echo(lab) as near:
         times = []

@@ -302,6 +302,7 @@ def test_on_a_terminal_there_is_a_progress_line_and_it_goes_away(
     assert out.startswith(b"added 200 files, 800 MiB hashed")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_what_was_added_stays(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

@@ -510,6 +510,7 @@ def test_a_lockout_is_said_once(tree, tmp_path, options):
 # ---- peers -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_peers(tree, tmp_path):
     machine, other = tmp_path / "machine", tmp_path / "other"
     with Sharing(tree, home=machine) as share:

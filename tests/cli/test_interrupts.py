@@ -26,6 +26,7 @@ def silence():
 
 @pytest.mark.parametrize(("number", "exit_code"), ENDS)
 @pytest.mark.parametrize("command", ["get", "ls", "cat"])
+@pytest.mark.slow
 def test_while_it_connects(command, number, exit_code, silence, home):
     with start(command, f"{CODE}@127.0.0.1:{silence.getsockname()[1]}", home=home) as process:
         connection, _ = silence.accept()
@@ -65,6 +66,7 @@ def test_in_the_middle_of_a_transfer_and_again(number, exit_code, tmp_path, home
         assert (dest / "big").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_impatient_second_signal(silence, home):
     with start("get", f"{CODE}@127.0.0.1:{silence.getsockname()[1]}", home=home) as process:
         connection, _ = silence.accept()

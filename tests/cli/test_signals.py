@@ -41,6 +41,7 @@ def test_a_signal_cancels_the_work(number, exit_code):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_work_that_does_not_listen_is_left_behind():
     release = threading.Event()
 

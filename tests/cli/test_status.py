@@ -168,6 +168,7 @@ def asked(found: running.Found) -> bytes:
         return answer
 
 
+@pytest.mark.slow
 def test_a_get_that_ended_is_gone_and_its_peer_too(home, folder, tmp_path):
     with Sharing(folder, home=home) as share:
         ready(share, home)
@@ -188,6 +189,7 @@ def test_what_was_killed_is_cleared_away(home, folder):
         assert list((home / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_named_and_the_others_are_shown(home, folder, tmp_path):
     with Sharing(folder, home=home) as share, Sharing(folder, home=home) as stopped:
         for one in (share, stopped):
@@ -208,6 +210,7 @@ def test_a_home_whose_path_is_too_long_has_no_socket_and_works(tmp_path, folder)
         assert status(home).stdout == b"No share or transfer runs here.\n"
 
 
+@pytest.mark.slow
 def test_watch_draws_it_over_and_over(home, folder):
     master, slave = pty.openpty()
     seen = b""
@@ -231,6 +234,7 @@ def test_watch_draws_it_over_and_over(home, folder):
     assert seen.count(b"\x1b[J") >= 2
 
 
+@pytest.mark.slow
 def test_watch_for_programs_ends_with_what_it_watches(home, folder):
     with Sharing(folder, home=home) as share:
         ready(share, home)
@@ -246,6 +250,7 @@ def test_watch_for_programs_ends_with_what_it_watches(home, folder):
 
 
 @pytest.mark.parametrize("how", [(), ("--json",)])
+@pytest.mark.slow
 def test_watch_ends_when_nobody_reads_any_more(home, folder, how):
     with Sharing(folder, home=home) as share:
         ready(share, home)
@@ -261,6 +266,7 @@ def test_watch_ends_when_nobody_reads_any_more(home, folder, how):
 # ---- changing ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_running_get_is_let_go_at_once(home, folder, tmp_path):
     with Sharing(folder, home=tmp_path / "elsewhere") as share, getting(share, tmp_path / "d", home) as (process, told):
         ran = status(home, "--limit-rate", "off")
@@ -317,6 +323,7 @@ def test_who_is_meant(home, folder, tmp_path):
                 assert b"nothing that runs here is called" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_limit_per_peer_is_for_shares(home, folder, tmp_path):
     with Sharing(folder, home=home) as share, getting(ready(share, home), tmp_path / "dest", home) as (process, _):
         (changed,) = looks(home, "--limit-peer", "5M")  # there is one that can be meant

@@ -43,6 +43,7 @@ def terminal() -> Iterator[Terminal]:
     os.close(slave)
 
 
+@pytest.mark.slow
 def test_progress_is_drawn_and_goes_away(terminal, tmp_path, home):
     source = tmp_path / "tree" / "big"
     source.parent.mkdir()
@@ -64,6 +65,7 @@ def test_progress_is_drawn_and_goes_away(terminal, tmp_path, home):
 
 
 @pytest.mark.parametrize(("option", "env"), [("-q", {}), ("--json", {}), ("-v", {"TERM": "dumb"})])
+@pytest.mark.slow
 def test_there_is_no_progress_line_where_nobody_wants_one(sharing, terminal, tmp_path, home, option, env):
     ran = run("get", option, sharing.target + "/day1", tmp_path, home=home, env=env, stderr=terminal.slave)
 

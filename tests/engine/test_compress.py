@@ -361,6 +361,7 @@ def test_a_header_that_lies_about_the_length_is_found_out(told: int) -> None:
         unpack(lying(TEXT[:10_000], told), told)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_before_it_takes_memory() -> None:
     """A gibibyte of zeros."""
     compressor = zstandard.ZstdCompressor(level=19).compressobj(size=1 << 30)

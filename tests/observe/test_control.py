@@ -163,6 +163,7 @@ def test_an_answer_larger_than_any_buffer_arrives_whole(home: Path) -> None:
 # ---- clients that mean no good ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_says_nothing_holds_up_nobody_and_is_dropped(home: Path) -> None:
     with Control("share", Program(), home) as socket_, socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(PATIENCE)
@@ -174,6 +175,7 @@ def test_a_client_that_says_nothing_holds_up_nobody_and_is_dropped(home: Path) -
         assert silent.recv(10) == b""  # hung up on, without more of it
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_dropped(home: Path) -> None:
     program = Program()
     program.facts = {"peers": "x" * 2_000_000}

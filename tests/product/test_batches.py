@@ -41,6 +41,7 @@ def make_small_files(root: Path, count: int, *, size: int = 10 * KIB, per_folder
     return root
 
 
+@pytest.mark.slow
 def test_a_tree_of_small_files_takes_few_requests_and_the_second_time_none(tmp_path: Path) -> None:
     tree, dest = make_small_files(tmp_path / "tree", 1200), tmp_path / "dest"
     with Host(tree, home=tmp_path / "host") as host:
@@ -233,6 +234,7 @@ def test_a_killed_get_goes_on_where_it_was(tmp_path: Path) -> None:
     assert fetched <= 3000 - before
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle(tmp_path: Path) -> None:
     tree = make_small_files(tmp_path / "tree", 900)
     with Host(tree, home=tmp_path / "host") as host, tmpfs(tmp_path / "disk", "size=4m") as disk:

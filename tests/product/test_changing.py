@@ -79,6 +79,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("change", "protocol"), CASES)
+@pytest.mark.slow
 def test_a_file_that(change: Callable[[Path], None], protocol: str, tmp_path: Path) -> None:
     share, dest = tmp_path / "share", tmp_path / "dest"
     make_file(share / "file", noise(SIZE), mtime_ns=T1)

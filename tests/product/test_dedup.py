@@ -90,6 +90,7 @@ def test_what_changed_is_fetched_and_no_more(host: Host, file: Path, tmp_path: P
     assert facts_of(tmp_path / "second") == facts_of(file)
 
 
+@pytest.mark.slow
 def test_a_file_that_grew_is_recognised_by_what_comes_of_it(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     with file.open("ab") as content:
@@ -102,6 +103,7 @@ def test_a_file_that_grew_is_recognised_by_what_comes_of_it(host: Host, file: Pa
     assert facts_of(tmp_path / "second") == facts_of(file)
 
 
+@pytest.mark.slow
 def test_an_existing_file_is_overwritten_with_what_is_here(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     make_file(tmp_path / "second", noise(SIZE, "something else"))
@@ -109,6 +111,7 @@ def test_an_existing_file_is_overwritten_with_what_is_here(host: Host, file: Pat
     assert facts_of(tmp_path / "second") == facts_of(file)
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_added_by_hand(host: Host, file: Path, tmp_path: Path) -> None:
     shutil.copyfile(file, tmp_path / "copy")  # with another time
     run("cache", "add", str(tmp_path / "copy"), home=tmp_path / "home").check_ok()
@@ -122,6 +125,7 @@ def test_a_copy_that_is_gone_is_no_help_and_no_harm(host: Host, file: Path, tmp_
     assert figures(get(host, tmp_path / "second")) == (SIZE, 0)
 
 
+@pytest.mark.slow
 def test_a_copy_whose_bytes_changed_without_a_sign_is_found_out(host: Host, file: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     get(host, first)
@@ -139,6 +143,7 @@ def test_a_copy_whose_bytes_changed_without_a_sign_is_found_out(host: Host, file
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "a folder"])
+@pytest.mark.slow
 def test_a_damaged_index_is_told_and_costs_nothing_else(host: Host, file: Path, tmp_path: Path, damage: str) -> None:
     get(host, tmp_path / "first")
     index = tmp_path / "home" / "index.db"
@@ -159,6 +164,7 @@ def test_a_damaged_index_is_told_and_costs_nothing_else(host: Host, file: Path, 
         assert figures(get(host, tmp_path / "third")) == (0, SIZE)
 
 
+@pytest.mark.slow
 def test_an_interrupted_get_goes_on_with_what_is_here_by_now(host: Host, file: Path, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     with Gate(host.port, 12 * MIB) as gate, start_get(gate.address, dest, home=tmp_path / "home") as process:
@@ -174,6 +180,7 @@ def test_an_interrupted_get_goes_on_with_what_is_here_by_now(host: Host, file: P
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kill_while_chunks_are_copied(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     change(file, 5)
@@ -195,6 +202,7 @@ def test_a_kill_while_chunks_are_copied(host: Host, file: Path, tmp_path: Path) 
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_at_once(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     home = tmp_path / "home"
@@ -208,6 +216,7 @@ def test_two_at_once(host: Host, file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--protocol=7", "--io=plain", "--dry-run", OFF])
+@pytest.mark.slow
 def test_where_it_is_off_everything_is_fetched(host: Host, file: Path, tmp_path: Path, option: str) -> None:
     get(host, tmp_path / "first")
     before = entries(tmp_path / "home")
@@ -230,6 +239,7 @@ def entries(home: Path) -> int:
     return int(run("cache", "info", "--json", home=home).check_ok().events[0]["entries"])
 
 
+@pytest.mark.slow
 def test_in_the_clear_hashes_are_all_there_is(tmp_path: Path, file: Path) -> None:
     with Host(file, home=tmp_path / "host", options=("--data-plane", "clear")) as host:
         dest, home = tmp_path / "first", tmp_path / "home"

@@ -571,6 +571,7 @@ def test_a_host_that_grants_the_first_connection_only(here: Path, host_home: Pat
         get(host, here).check_failed(6)
 
 
+@pytest.mark.slow
 def test_phase_7_answers_that_are_none(here: Path, host_home: Path) -> None:
     from headrace.protocol.messages import Read
 
@@ -606,6 +607,7 @@ def endless(make: Callable[[int], Entry], parts: int) -> Answer:
     return walk
 
 
+@pytest.mark.slow
 def test_a_listing_without_end_is_taken_only_as_fast_as_its_files(here: Path, host_home: Path) -> None:
     """No chunk is ever answered: the client stops reading, instead of remembering everything."""
     walk = endless(lambda number: file_entry(b"%d" % number, SMALL), 10_000)

@@ -63,6 +63,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["uring", "posix", "plain"])
+@pytest.mark.slow
 def test_every_backend_makes_the_same_tree(backend: str, tree: Path, tmp_path: Path) -> None:
     need(backend)
     with Host(tree, home=tmp_path / "host", options=["--io", backend]) as host:

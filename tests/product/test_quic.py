@@ -32,6 +32,7 @@ def test_a_tree_arrives_as_it_is(tmp_path: Path, home: Path) -> None:
     assert get.done["bytes_wire"] > get.done["bytes_received"]
 
 
+@pytest.mark.slow
 def test_the_second_time_resumes_with_what_the_first_one_kept(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_bytes(noise(100_000))
     with Host(tmp_path / "file", home=tmp_path / "host") as host:
@@ -50,6 +51,7 @@ def test_a_wrong_code_is_refused_over_quic_too(tmp_path: Path, home: Path) -> No
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.slow
 def test_a_host_that_stops_in_the_middle_is_a_lost_connection(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_bytes(noise(8 << 20))
     options = ("--transport", "quic", "--limit-rate", "1M")
@@ -62,6 +64,7 @@ def test_a_host_that_stops_in_the_middle_is_a_lost_connection(tmp_path: Path, ho
         assert "Traceback" not in host.stderr
 
 
+@pytest.mark.slow
 def test_a_get_that_is_interrupted_ends_at_once(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_bytes(noise(8 << 20))
     options = ("--transport", "quic", "--limit-rate", "1M")

@@ -34,6 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("protocol", ["8", "7"])
 @pytest.mark.parametrize("side", ["get", "share"])
+@pytest.mark.slow
 def test_it_is_kept(file: Path, tmp_path: Path, side: str, protocol: str) -> None:
     limit = ("--limit-rate", "4M")
     ours, theirs = (limit, ()) if side == "get" else ((), ("--bwlimit", "4M"))

@@ -53,7 +53,9 @@ def assert_arrived(dest: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize(("what", "protocol"), CASES)
-@pytest.mark.parametrize("wire", [2000, 40_000, 5 * MIB, 18 * MIB])
+@pytest.mark.parametrize(
+    "wire", [*[pytest.param(wire, marks=pytest.mark.slow) for wire in (2000, 40_000, 18 * MIB)], 5 * MIB]
+)
 def test_a_connection_that_breaks_is_made_anew(
     place: Path, tmp_path: Path, what: str, protocol: str, wire: int
 ) -> None:
@@ -76,6 +78,7 @@ def test_a_connection_that_breaks_is_made_anew(
 
 
 @pytest.mark.parametrize(("what", "protocol"), CASES)
+@pytest.mark.slow
 def test_a_host_that_is_started_anew_is_found_again(place: Path, tmp_path: Path, what: str, protocol: str) -> None:
     with Host(place / what, home=tmp_path / "host") as host, Gate(host.port, 13 * MIB) as gate:
         options = (*LONG, "--protocol", protocol)
@@ -91,6 +94,7 @@ def test_a_host_that_is_started_anew_is_found_again(place: Path, tmp_path: Path,
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_host_that_stays_away_is_given_up_after_a_while(place: Path, tmp_path: Path) -> None:
     with Host(place / "file", home=tmp_path / "host") as host, Gate(host.port, 13 * MIB) as gate:
         options = ("--retry-for", "1.5")
@@ -116,6 +120,7 @@ def test_a_signal_ends_the_waiting(place: Path, tmp_path: Path) -> None:
             assert time.monotonic() - started < 3
 
 
+@pytest.mark.slow
 def test_a_host_with_another_code_is_not_asked_again(place: Path, tmp_path: Path) -> None:
     """It is there and refuses: trying again changes nothing."""
     with Host(place / "file", home=tmp_path / "host") as host, Gate(host.port, 13 * MIB) as gate:

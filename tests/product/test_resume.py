@@ -155,6 +155,7 @@ def test_a_killed_get_of_a_tree_goes_on_where_it_was(tree_host: Host, place: Pat
         *[pytest.param(*case, marks=pytest.mark.slow) for case in (("tree", "8"), ("file", "7"), ("tree", "7"))],
     ],
 )
+@pytest.mark.slow
 def test_a_killed_host_is_told_and_when_it_is_back_the_rest_comes(
     place: Path, tmp_path: Path, what: str, protocol: str
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_signal_stops_a_share_in_order(place: Path, tmp_path: Path, number: in
             finish(process, 10).check_failed(6)
 
 
+@pytest.mark.slow
 def test_a_private_tree_stays_private_over_an_interruption(tmp_path: Path) -> None:
     """The second run cannot know that the first one made the folder, so it has to be right from the start."""
     make_file(tmp_path / "tree" / "file", noise(3 * CHUNK))

@@ -78,6 +78,7 @@ class Getting:
         return {"transport": result.transport, "moves": [e for e in self.events if e["event"] == "transport"]}
 
 
+@pytest.mark.slow
 def test_the_faster_transport_takes_the_chunks_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got = Getting(tmp_path, monkeypatch, tcp=6e6, quic=20e6).run()
     assert got["transport"] == "quic"

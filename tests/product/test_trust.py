@@ -53,6 +53,7 @@ def test_a_code_may_be_typed_in_any_way_and_handed_over_in_several(host: Host, t
     call_get(host.address, tmp_path / "dest", home=tmp_path / "d", code=None).check_failed(2)
 
 
+@pytest.mark.slow
 def test_ten_wrong_codes_lock_the_share_for_newcomers(place: Path, tmp_path: Path) -> None:
     with Host(place / "file", home=tmp_path / "host") as host:
         call_get(host.address, tmp_path / "first", home=tmp_path / "known").check_ok()

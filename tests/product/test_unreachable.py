@@ -151,6 +151,7 @@ def test_a_host_that_stops_in_the_handshake(tmp_path: Path, monkeypatch: pytest.
         headrace.connect(host.target, home=tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_a_host_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.client.greeting.STALL_TIMEOUT", 0.3)
     listing = [(b"", [file_entry(b"a", b"content")])]

@@ -238,6 +238,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None)
 @given(links=links)
+@pytest.mark.slow
 def test_links_that_obey_the_rule_lead_nowhere_outside(scratch: Path, links: dict[RelPath, bytes]) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         root = Path(name) / "share"

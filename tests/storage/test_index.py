@@ -403,6 +403,7 @@ def test_several_processes_write_at_once(home: Path) -> None:
     assert not (home / DAMAGED).exists()
 
 
+@pytest.mark.slow
 def test_it_survives_kill_9_at_any_moment(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     moments = random.Random()
     entries = []

@@ -115,6 +115,7 @@ def test_damage_loses_records_but_makes_none_up(data: st.DataObject) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(garbage=st.one_of(st.binary(max_size=500), st.binary(max_size=200).map(lambda raw: b"HRJRNL01" + raw)))
+@pytest.mark.slow
 def test_garbage_means_starting_anew(garbage: bytes) -> None:
     with tempfile.TemporaryDirectory() as place:
         part, journal = (Path(place) / os.fsdecode(name) for name in part_names(b"a"))

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from headrace.protocol.messages import CHUNK_SIZE
 from headrace.storage.chunks import chunk_count, chunk_range, hash_bytes
 from headrace.storage.partial import Partial, part_names
@@ -53,6 +55,7 @@ def content(partial: Partial, index: int) -> None:
     partial.commit(index, hash_bytes(piece))
 
 
+@pytest.mark.slow
 def test_verified_chunks_are_right_after_a_kill(tmp_path: Path) -> None:
     expected = b"".join(chunk(index)[: chunk_range(SIZE, index)[1]] for index in range(chunk_count(SIZE)))
     folder = os.open(tmp_path, os.O_RDONLY)

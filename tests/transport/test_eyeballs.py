@@ -70,6 +70,7 @@ def test_a_refused_address_costs_no_delay() -> None:
         assert time.monotonic() - started < eyeballs.ATTEMPT_DELAY
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_and_a_refusal_says_most() -> None:
     with pytest.raises(ConnectionRefusedError):
         connect([refused()], 5)

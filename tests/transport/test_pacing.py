@@ -53,6 +53,7 @@ pieces = st.sampled_from([1, 100, 16 * KIB, 256 * KIB, MIB])
 
 
 @given(rates, st.sampled_from([KIB, 16 * KIB, 256 * KIB, MIB]), st.sampled_from([0.0, 0.0001, 0.002, 0.01]))
+@pytest.mark.slow
 def test_it_is_accurate_over_five_seconds(rate: float, piece: int, oversleep: float) -> None:
     clock = Clock(oversleep)
     piece = max(piece, int(rate / 2000))  # or a test of 4 GB/s in pieces of a KiB takes for ever
@@ -63,6 +64,7 @@ def test_it_is_accurate_over_five_seconds(rate: float, piece: int, oversleep: fl
 
 
 @given(rates, st.sampled_from([16 * KIB, 256 * KIB, MIB]))
+@pytest.mark.slow
 def test_no_100_ms_hold_more_than_twice_the_rate(rate: float, piece: int) -> None:
     clock = Clock(0.003)
     limit = bucket(rate, clock)
@@ -78,6 +80,7 @@ def test_no_100_ms_hold_more_than_twice_the_rate(rate: float, piece: int) -> Non
 
 
 @given(rates, pieces, st.floats(0.1, 1.0))
+@pytest.mark.slow
 def test_what_was_not_used_is_not_lost(rate: float, piece: int, use: float) -> None:
     clock = Clock()
     piece = max(piece, int(rate / 100), 256)

@@ -168,6 +168,7 @@ def test_a_name_that_is_none(tmp_path: Path) -> None:
         QuicConnection(("no-such-host.invalid", 1), pin=None, certificates=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_name_whose_first_address_does_not_answer(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +402,7 @@ def initial_packet(tmp_path: Path) -> bytes:
         return packet
 
 
+@pytest.mark.slow
 def test_handshakes_that_never_end_leave_others_alone(identity: Identity, tmp_path: Path) -> None:
     """Beyond 64 of them picoquic answers with Retry, which costs it nothing."""
     now = [0.0]
@@ -493,6 +495,7 @@ def test_a_nat_that_changes_its_port_and_its_address_is_survived(host: Host, tmp
         assert host.listener.counters["quic_connections"] == 1 + 1  # the first one asked for the certificate
 
 
+@pytest.mark.slow
 def test_an_address_of_our_own_that_is_gone_ends_the_connection(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -615,6 +618,7 @@ def test_a_program_that_just_ends_does_so_cleanly(host: Host, tmp_path: Path, en
         receive_all(far)  # told by the program's exit, long before the idle timeout
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_is_found_out(
     identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -632,6 +636,7 @@ def test_a_client_that_is_killed_is_found_out(
         wait_until(lambda: not host.listener.connections, "the connection to go")
 
 
+@pytest.mark.slow
 def test_keep_alive_holds_a_quiet_connection(
     identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

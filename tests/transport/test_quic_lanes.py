@@ -61,6 +61,7 @@ def test_small_and_large_pieces_stay_in_order() -> None:
     assert got == sent
 
 
+@pytest.mark.slow
 def test_blocks_of_one_byte_cost_little_more_than_they_hold() -> None:
     """A client that is let in may send them, and its host may be busy meanwhile."""
     inflow, packet = Inflow(MIB, MIB), block(b"x") * 256
