@@ -56,6 +56,7 @@ def test_the_first_byte_is_that_of_the_last_event():
 
 
 @LAB
+@pytest.mark.slow
 def test_round_trips_are_those_of_the_link_and_of_its_time():
     with Lab(Profile(delay=0.010)) as lab, ping.Ping(lab, every=0.02) as echo:
         began = time.monotonic()

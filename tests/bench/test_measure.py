@@ -202,6 +202,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path):
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_peers_take_turns_after_a_round_that_is_not_counted(tmp_path: Path, source: Path):
     code = """
 import shutil, sys

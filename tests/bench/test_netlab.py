@@ -113,6 +113,7 @@ def test_a_changed_rate_is_what_tcp_gets_next():
         assert goodput(lab, 2_000_000) == pytest.approx(10e6 * 1448 / 1500, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_veth_link_has_the_rate_as_well_and_nothing_else():
     with Lab(Profile(rate=100e6, veth=True)) as lab:
         assert goodput(lab, 10_000_000) == pytest.approx(100e6 * 1448 / 1514, rel=0.10)

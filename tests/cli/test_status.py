@@ -202,6 +202,7 @@ def test_one_that_does_not_answer_is_named_and_the_others_are_shown(home, folder
     assert f"share {stopped.process.pid} does not say".encode() in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_home_whose_path_is_too_long_has_no_socket_and_works(tmp_path, folder):
     home = tmp_path / ("x" * 100)
     with Sharing(folder, home=home, options=("-vv",)) as share:
@@ -277,6 +278,7 @@ def test_a_running_get_is_let_go_at_once(home, folder, tmp_path):
     assert told.of("limit") == [{"event": "limit", "schema": 1, "limit_rate": None}]
 
 
+@pytest.mark.slow
 def test_the_limits_of_a_running_share(home, folder):
     with Sharing(folder, home=home) as share:
         told = Told(ready(share, home).process)
@@ -333,6 +335,7 @@ def test_a_limit_per_peer_is_for_shares(home, folder, tmp_path):
     assert b"no limit per peer" in ran.stderr
 
 
+@pytest.mark.slow
 def test_only_the_command_line_changes_what_runs(home, folder):
     with Sharing(folder, home=home) as share:
         ready(share, home)

@@ -108,6 +108,7 @@ def test_a_file_that(change: Callable[[Path], None], protocol: str, tmp_path: Pa
         *[pytest.param(*case, marks=pytest.mark.slow) for case in (("file", 3, "8"), ("", 10, "7"), ("file", 3, "7"))],
     ],
 )
+@pytest.mark.slow
 def test_a_file_that_vanishes(path: str, exit_code: int, protocol: str, tmp_path: Path) -> None:
     share, dest = tmp_path / "share", tmp_path / "dest"
     make_file(share / "file", noise(SIZE), mtime_ns=T1)

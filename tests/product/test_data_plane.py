@@ -74,6 +74,7 @@ class Seen:
 
 
 @pytest.mark.parametrize("hashed", ["never hashed", "hashed before"])
+@pytest.mark.slow
 def test_a_tree_in_the_clear_is_the_same_tree(clear_host: Host, place: Path, tmp_path: Path, hashed: str) -> None:
     got = run_get(clear_host.address, tmp_path / "dest", *CLEAR, home=tmp_path / "home", path="tree").check_ok()
     assert got.done["data_plane"] == "clear"
@@ -122,6 +123,7 @@ def test_bits_that_change_all_the_time_are_exit_9(clear_host: Host, tmp_path: Pa
     assert not (tmp_path / "dest").exists()
 
 
+@pytest.mark.slow
 def test_one_changed_bit_under_the_seal_ends_the_connection_and_the_rest_comes_later(
     sealed_host: Host, place: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_a_pool_smaller_than_a_chunk_is_a_usage_error(
     assert "one chunk" in got.stderr
 
 
+@pytest.mark.slow
 def test_a_pool_of_one_chunk_is_slow_but_enough(clear_host: Host, place: Path, tmp_path: Path) -> None:
     options = ("--buffers", "4M", "--connections", "4")
     run_get(clear_host.address, tmp_path / "dest", *options, home=tmp_path / "home", path="tree").check_ok()

@@ -83,6 +83,7 @@ def test_a_second_copy_of_a_tree_is_not_fetched(tmp_path: Path) -> None:
     assert not leftovers(tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_what_changed_is_fetched_and_no_more(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     change(file, 0, 5)
@@ -119,6 +120,7 @@ def test_a_copy_that_was_added_by_hand(host: Host, file: Path, tmp_path: Path) -
     assert facts_of(tmp_path / "dest") == facts_of(file)
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_gone_is_no_help_and_no_harm(host: Host, file: Path, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     (tmp_path / "first").unlink()
@@ -250,6 +252,7 @@ def test_in_the_clear_hashes_are_all_there_is(tmp_path: Path, file: Path) -> Non
     assert facts_of(tmp_path / "second") == facts_of(file)
 
 
+@pytest.mark.slow
 def test_a_home_that_takes_no_index(host: Host, file: Path, tmp_path: Path) -> None:
     """Paired before, the transfer needs nothing there that it cannot do without."""
     get(host, tmp_path / "first", OFF.replace("--no-", "--"))
@@ -261,6 +264,7 @@ def test_a_home_that_takes_no_index(host: Host, file: Path, tmp_path: Path) -> N
     assert second.stderr.count("\n") <= 1
 
 
+@pytest.mark.slow
 def test_the_cache_command_tells_what_was_saved(host: Host, tmp_path: Path) -> None:
     get(host, tmp_path / "first")
     get(host, tmp_path / "second")

@@ -381,6 +381,7 @@ def test_many_requests_at_once(client: ScriptedClient) -> None:
 # ---- waiting for nothing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_holds_up_nobody(place: Path, tmp_path: Path) -> None:
     with Host(place / "share", home=tmp_path / "host") as host, ScriptedClient(host.port) as client:
         client.pair()
@@ -398,6 +399,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody(place: Path, tmp_path: Path
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.slow
 def test_connections_that_never_finish_the_handshake(host: Host, place: Path, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         for number in range(200):

@@ -102,6 +102,7 @@ def test_auto_says_what_it_took(tree: Path, tmp_path: Path) -> None:
             remote.get("below/7", tmp_path / "dest", io="fast")
 
 
+@pytest.mark.slow
 def test_plain_has_no_zero_copy(tree: Path, tmp_path: Path) -> None:
     options = ["--data-plane", "clear", "--io", "plain"]
     with Host(tree, home=tmp_path / "host", options=options) as host:

@@ -43,6 +43,7 @@ def test_the_second_time_resumes_with_what_the_first_one_kept(tmp_path: Path, ho
     assert kept == [".pem", ".tickets"]
 
 
+@pytest.mark.slow
 def test_a_wrong_code_is_refused_over_quic_too(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_bytes(b"secret")
     with Host(tmp_path / "file", home=tmp_path / "host") as host:
@@ -79,6 +80,7 @@ def test_a_get_that_is_interrupted_ends_at_once(tmp_path: Path, home: Path) -> N
         assert (tmp_path / "copy").read_bytes() == noise(8 << 20)
 
 
+@pytest.mark.slow
 def test_lanes_of_a_session_share_one_quic_connection(tmp_path: Path, home: Path) -> None:
     (tmp_path / "file").write_bytes(noise(10_000))
     with Host(tmp_path / "file", home=tmp_path / "host") as host:

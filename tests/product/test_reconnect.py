@@ -108,6 +108,7 @@ def test_a_host_that_stays_away_is_given_up_after_a_while(place: Path, tmp_path:
     assert lost.of("warning")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_waiting(place: Path, tmp_path: Path) -> None:
     with Host(place / "file", home=tmp_path / "host") as host, Gate(host.port, 13 * MIB) as gate:
         with start_get(gate.address, tmp_path / "dest", *LONG, home=tmp_path / "home") as process:

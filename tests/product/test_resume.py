@@ -253,6 +253,7 @@ def test_a_signal_while_connecting_stops_a_get_too(tmp_path: Path) -> None:
     ("number", "exit_code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_a_signal_stops_a_share_in_order(place: Path, tmp_path: Path, number: int, exit_code: int) -> None:
     wire = 13 * MIB
     with Host(place / "file", home=tmp_path / "host") as host, Gate(host.port, wire) as gate:
