@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from headrace.client import crew as crew_module
 from headrace.client.crew import Crew
 from headrace.client.outage import Outage
 from headrace.engine.choice import TransportChoice
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Progress
+from headrace.errors import ConnectionLostError
 
 
 def test_nobody_waits_for_a_worker_that_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +39,27 @@ def test_nobody_waits_for_a_worker_that_could_not_start(monkeypatch: pytest.Monk
     waiting.start()
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_answers_end_an_outage_as_bytes_do() -> None:
+    """Who compares files gets hashes, and no chunk for a long time."""
+    session = SimpleNamespace(transport="tcp", clear=False, connection=SimpleNamespace(others=list))
+    halt = threading.Event()
+    outage = Outage(lambda event: None, halt, limit=60)
+    crew = Crew(
+        cast("Any", session),
+        cast("Any", SimpleNamespace(progress=Progress(), queue=SimpleNamespace(over=False))),
+        outage,
+        StreamPool(fixed_connections=1),
+        TransportChoice("tcp", None),
+        halt=halt,
+    )
+    stream = SimpleNamespace(rtt=lambda: None, bytes_in=0)
+    lane = SimpleNamespace(answers=0, idle=True, messages=SimpleNamespace(stream=stream))
+    crew._members.append(crew_module._Member(Progress().lane(), "tcp", lane=cast("Any", lane)))
+    outage.again(ConnectionLostError("gone"), 0)
+    crew._look()
+    assert outage.lasts
+    lane.answers += 1
+    crew._look()
+    assert not outage.lasts

@@ -251,3 +251,22 @@ def test_the_debug_mode_has_no_pool() -> None:
     leases: list[Lease] = [source.acquire(MIB) for _ in range(2 * DEFAULT_LIMIT // CHUNK_SIZE)]
     assert len({id(lease.view.obj) for lease in leases}) == len(leases)
     assert not source.contended
+
+
+def test_a_small_read_that_waits_gets_a_kept_buffer_when_one_comes_back(threads: ThreadPoolExecutor) -> None:
+    pool = BufferPool(8 * CHUNK_SIZE)
+    kept = pool.acquire(READ_SIZE)  # the first small ones are those that are kept for small reads
+    held = [kept]
+    while True:
+        try:
+            held.append(pool.acquire(READ_SIZE, timeout=0))
+        except TimeoutError:
+            break
+    waiting = threads.submit(pool.acquire, READ_SIZE)
+    until(lambda: pool.figures().waiting == 1)
+    kept.release()
+    with waiting.result(PATIENCE) as view:
+        assert len(view) == READ_SIZE
+    for lease in held:
+        lease.release()
+    assert pool.figures().in_use == 0

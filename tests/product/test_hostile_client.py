@@ -413,6 +413,22 @@ def test_connections_that_never_finish_the_handshake(host: Host, place: Path, tm
     assert_same_tree(tmp_path / "dest", place / "share" / "sub")
 
 
+@pytest.mark.slow
+def test_more_silent_connections_than_a_share_takes_keep_nobody_out(
+    host: Host, client: ScriptedClient, place: Path, tmp_path: Path
+) -> None:
+    """Who is in goes on, and who comes meanwhile gets in, from the same address."""
+    with contextlib.ExitStack() as stack:
+        for number in range(1_200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", host.port), timeout=10))
+            if number % 400 == 399:
+                assert isinstance(client.ask(Ping(number + 1))[0], Pong)
+        with start_get(host.address, tmp_path / "dest", home=tmp_path / "home", path="sub") as process:
+            finish(process, 30).check_ok()
+    assert_same_tree(tmp_path / "dest", place / "share" / "sub")
+    assert host.peak_rss < 150 * MIB
+
+
 @pytest.mark.parametrize("step", ["tcp", "tls", "hello", "half a frame", "pake", "a byte now and then"])
 def test_half_a_handshake_and_then_silence(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

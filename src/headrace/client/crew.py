@@ -86,7 +86,7 @@ class Crew:
         self._lock = threading.Lock()
         self._members: list[_Member] = []
         self._ended = threading.Condition(self._lock)
-        self._delivered = 0
+        self._delivered = self._answers = 0
         self._failed_at: float | None = None
         self._scout: threading.Thread | None = None
         self._arrived = -1  # bytes on the lanes of now, and since when there are no more
@@ -130,11 +130,12 @@ class Crew:
             return list(self._members)
 
     def _look(self) -> None:
-        """One measurement for the pool; bytes end an outage."""
+        """One measurement for the pool. Bytes end an outage, and so do answers: comparing files brings nothing else."""
         delivered = self._fetcher.progress.received()
-        if delivered != self._delivered:
-            self._delivered = delivered
+        answers = sum(lane.answers for member in self._all() if (lane := member.lane))
+        if delivered != self._delivered or answers > self._answers:
             self._outage.over()
+        self._delivered, self._answers = delivered, answers
         self._observe_transports(delivered)
         self._measure()
         self._watch()

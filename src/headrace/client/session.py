@@ -331,15 +331,19 @@ class Session:
     def drop(self) -> None:
         """After a failure: ends everything at once, and frees it."""
         self.abort()
-        for lane in list(self._lanes):
+        for lane in self._all():
             lane.messages.close()
         self.connection.close()
 
     def close(self) -> None:
         """Says goodbye and closes every lane."""
-        for lane in self._lanes:
+        for lane in self._all():
             _part_with(lane)
         self.connection.close()
+
+    def _all(self) -> list[Lane]:
+        with self._listing_lanes:
+            return list(self._lanes)
 
 
 def _part_with(lane: Lane) -> None:

@@ -131,7 +131,7 @@ class BufferPool:
                 return Lease(reserved, size, self._release_reserved)
             whole = None if self._queue else self._take(wanted)
             if whole is None:
-                whole = self._wait_for(wanted, timeout)
+                return self._wait_for(wanted, size, timeout)
         return Lease(whole, size, self._release)
 
     def acquire_or_spill(self, size: int) -> Lease:
@@ -214,7 +214,7 @@ class BufferPool:
                 free.pop()
                 self._held -= size
 
-    def _wait_for(self, wanted: int, timeout: float | None) -> memoryview:
+    def _wait_for(self, wanted: int, size: int, timeout: float | None) -> Lease:
         ticket = object()
         self._queue.append(ticket)
         self._waits += 1
@@ -222,9 +222,12 @@ class BufferPool:
         told = False
         try:
             while True:
+                reserved = self._take_reserved(wanted)
+                if reserved is not None:
+                    return Lease(reserved, size, self._release_reserved)
                 whole = self._take(wanted) if self._queue[0] is ticket else None
                 if whole is not None:
-                    return whole
+                    return Lease(whole, size, self._release)
                 waited = self._clock() - began
                 if waited >= PATIENCE and not told:
                     told = True
@@ -263,6 +266,8 @@ class BufferPool:
         with self._changed:
             self._in_use -= len(whole)
             self._reserved_free.append(whole)
+            if self._queue:
+                self._changed.notify_all()
 
     def _spill(self, size: int) -> memoryview:
         folder = self._spill_to or Path(tempfile.gettempdir())

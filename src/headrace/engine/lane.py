@@ -24,6 +24,7 @@ class Lane:
         self._pending: deque[int] = deque()
         self._unsent: list[Message] = []
         self._arrived: tuple[Message, int] | None = None
+        self.answers = 0  # complete ones so far
 
     def acquire(self) -> None:
         """Takes `lock`. Raises ConnectionLostError where whoever had it last left the lane of no use."""
@@ -87,6 +88,7 @@ class Lane:
     def answered(self) -> None:
         """The oldest request's answer is complete."""
         self._pending.popleft()
+        self.answers += 1
 
     def answer(self) -> tuple[Message, int]:
         """As `part`, for an answer that has only one."""

@@ -20,6 +20,7 @@ from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
 from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
 from headrace.host.guesses import GuessLimit
+from headrace.host.handshakes import Handshakes
 from headrace.host.registry import Registry
 from headrace.host.session import Event, Served, Share, serve
 from headrace.host.udp import UdpSide, fall_back
@@ -87,8 +88,14 @@ class ShareServer:
         self.registry = Registry(limit_peer)
         self.limit_peer = self.registry.limits
         self._io = platform_io(io)
-        self._tree = SharedTree.open(paths, name, self._io)
-        identity = Identity.load_or_create(home)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._io.close)
+            self._tree = undo.enter_context(SharedTree.open(paths, name, self._io))
+            identity = Identity.load_or_create(home)
+            self._context = server_context(str(identity.file))
+            self._bind = bind
+            self._listener, self._udp = self._open(identity, port, transports)
+            undo.pop_all()
         self._share = Share(
             tree=self._tree,
             code=self.code,
@@ -103,12 +110,10 @@ class ShareServer:
             clear=clear,
             on_event=on_event,
         )
-        self._context = server_context(str(identity.file))
-        self._bind = bind
-        self._listener, self._udp = self._open(identity, port, transports)
         self.port: int = self._listener.getsockname()[1]
         self._threads: dict[threading.Thread, Served] = {}
         self._lock = threading.Lock()
+        self._handshakes = Handshakes(log.warning)
         self._stopping = False
         # A quarter of the descriptors for connections; the rest for the files that they read.
         self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
@@ -236,10 +241,12 @@ class ShareServer:
         thread = threading.Thread(target=self._run, args=(stream, address), name=f"headrace-{address}", daemon=True)
         with self._lock:
             self._threads[thread] = stream
+        self._handshakes.begin(stream, address)
         try:
             thread.start()
         except RuntimeError as why:  # no further thread is allowed here; those that run go on, and so does the share
             log.warning("turned %s away: %s", address, why)
+            self._handshakes.over(stream)
             with self._lock:
                 del self._threads[thread]
             return False
@@ -247,11 +254,12 @@ class ShareServer:
 
     def _run(self, stream: Served, address: str) -> None:
         try:
-            serve(stream, self._share, address)
+            serve(stream, self._share, address, lambda: self._handshakes.over(stream))
         except Exception:
             # The last line of defence: one session's bug must not take the share down, and must not be silent.
             log.exception("a session with %s failed", address)
         finally:
+            self._handshakes.over(stream)
             with self._lock:
                 self._threads.pop(threading.current_thread(), None)
 

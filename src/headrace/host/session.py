@@ -93,8 +93,11 @@ class _Policy:
             log.warning("the pairing with %s lasts only as long as this share: %s", self._address, why)
 
 
-def serve(stream: Served, share: Share, address: str) -> None:
-    """Serves one connection until it ends. Never raises for what a peer does; closes the stream."""
+def serve(stream: Served, share: Share, address: str, granted: Callable[[], None] = lambda: None) -> None:
+    """Serves one connection until it ends. Never raises for what a peer does; closes the stream.
+
+    granted: called once the peer is in.
+    """
     messages = MessageStream(stream)
     pace(stream, share.limit)
     try:
@@ -112,6 +115,7 @@ def serve(stream: Served, share: Share, address: str) -> None:
             agreed = _handshake(messages, share, address)
             if agreed.role == ROLE_CONTROL:
                 stream.hurry()
+        granted()
         stream.set_deadline(None)
         stream.set_timeout(STALL_TIMEOUT)
         # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
