@@ -55,6 +55,7 @@ log = logging.getLogger("headrace.client")
 
 Entries = list[Entry]
 Listing = list[Entries]
+Lanes = list[Lane]  # `list` is a method below
 
 
 class Session:
@@ -341,9 +342,9 @@ class Session:
             _part_with(lane)
         self.connection.close()
 
-    def _all(self) -> list[Lane]:
+    def _all(self) -> Lanes:
         with self._listing_lanes:
-            return list(self._lanes)
+            return self._lanes.copy()
 
 
 def _part_with(lane: Lane) -> None:
