@@ -98,6 +98,13 @@ class UnreachableError(HeadraceError):
     default_hint = "Check the address and port, and that headrace share is still running there."
 
 
+class HostAwayError(UnreachableError):
+    """The host did not answer within the time that a call has. What is cached can still be had."""
+
+    code = "away"
+    default_hint = "It goes on by itself once the host is back."
+
+
 class ConnectionLostError(HeadraceError):
     """The connection ended in the middle of something."""
 

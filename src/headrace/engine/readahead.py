@@ -1,0 +1,1 @@
+"""What to read ahead of a reader. Pure logic: no I/O, no clock, no thread."""
