@@ -33,8 +33,10 @@ class NotInstalledError(BenchError):
 
 
 def environment() -> dict[str, str]:
-    """The caller's environment without its headrace settings, which must not change what is measured."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    """The caller's environment without its headrace settings, which must not change what is measured. Nothing is
+    announced outside this machine."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return {**ours, "HEADRACE_NO_DISCOVERY": "1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ PATIENCE = 20.0  # seconds; far more than anything here should take
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The caller's, without its headrace settings."""
+    """The caller's, without its headrace settings. Nothing is announced outside this machine."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-    return {**inherited, "HEADRACE_HOME": str(home), **(more or {})}
+    return {**inherited, "HEADRACE_HOME": str(home), "HEADRACE_NO_DISCOVERY": "1", **(more or {})}
 
 
 def run(

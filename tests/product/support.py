@@ -59,8 +59,8 @@ os.execv(sys.executable, [sys.executable, "-m", "headrace", *sys.argv[1:]])
 """
 
 
-# A host that was killed is not waited for, unless a test is about that.
-NO_RETRY: Final = {"HEADRACE_RETRY_FOR": "0"}
+# A host that was killed is not waited for, unless a test is about that; and nothing is announced outside this machine.
+NO_RETRY: Final = {"HEADRACE_RETRY_FOR": "0", "HEADRACE_NO_DISCOVERY": "1"}
 
 
 class Headrace:

@@ -238,6 +238,10 @@ CODE: Final = _option(
     metavar="CODE",
     help="Use this code, not a fresh one. Better in HEADRACE_CODE or --code-file: the process list shows options.",
 )
+NO_DISCOVERY: Final = _option(
+    "--no-discovery", is_flag=True, help="Do not announce the share on the LAN; CODE alone does not find it then."
+)
+LAN: Final = _option("--lan", is_flag=True, help="The shares that announce themselves on the LAN, instead.")
 NAME: Final = _option("--name", metavar="NAME", help="The share's name, as others see it.")
 
 ON_EXIST: Final = _option(
@@ -311,6 +315,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "share": (
         PORT,
         BIND,
+        NO_DISCOVERY,
         NAME,
         CODE,
         CODE_FILE,
@@ -331,7 +336,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "cache": (CACHE_ENTRIES, READ_DATA, JSON, *_LOGS),
-    "status": (WATCH, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
+    "status": (WATCH, LAN, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
     "peers": (JSON, *_LOGS),
     "doctor": (*_REACH, JSON, *_LOGS),
 }

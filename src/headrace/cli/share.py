@@ -33,6 +33,7 @@ def share(
     paths: tuple[str, ...],
     port: int,
     bind: str,
+    no_discovery: bool,
     name: str | None,
     code: str | None,
     limit_peer: int | None,
@@ -69,6 +70,7 @@ def share(
             data_plane=data_plane,
             buffers=buffers,
             io=io,
+            discovery=not no_discovery,
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )
@@ -122,6 +124,8 @@ def _announcement(server: ShareServer) -> str:
         f"    headrace get {server.target}",
         "",
     ]
+    if server.announced:
+        lines.append("On the same network the code is enough, without an address.")
     if others:
         lines.append(f"This machine is also {', '.join(others)}.")
     lines.append("Ctrl-C stops sharing.")

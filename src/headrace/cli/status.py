@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from headrace.cli import options, output, signals
+from headrace.cli.lan import show_lan
 from headrace.cli.status_view import Rates, lines
 from headrace.cli.text import counted, human_limit
 from headrace.errors import HeadraceError, NotFoundError, UsageError, printable
@@ -31,7 +32,12 @@ _ERASE_BELOW: Final = "\x1b[J"
 @options.of("status")
 @click.pass_context
 def status(
-    context: click.Context, who: str | None, watch: bool, limit_rate: float | None, limit_peer: float | None
+    context: click.Context,
+    who: str | None,
+    watch: bool,
+    lan: bool,
+    limit_rate: float | None,
+    limit_peer: float | None,
 ) -> int | None:
     """Say what runs on this machine: shares with their peers, transfers, rates and limits.
 
@@ -43,11 +49,16 @@ def status(
     headrace status --watch
     headrace status --limit-rate 20M footage
     headrace status --limit-peer off 4711
+    headrace status --lan
     """
     common = context.ensure_object(options.Common)
     events = output.Events() if common.json else None
     rates = _asked_for(context, limit_rate=limit_rate, limit_peer=limit_peer)
     with output.telling(events):
+        if lan:
+            if rates or watch or who:
+                raise UsageError("--lan stands alone: it is about other machines")
+            return signals.run(lambda: show_lan(events), cancel=lambda: None)
         if rates and watch:
             raise UsageError("a limit is changed once, not watched", hint="Leave --watch out.")
         if rates:

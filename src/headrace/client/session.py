@@ -95,19 +95,20 @@ class Session:
         limit_rate: bytes a second that all its streams together may receive, and as many that they may send;
         `limit.rate` changes it later. transport: `auto`, `quic` or `tcp`. congestion: `bbr` or `cubic`, for QUIC.
 
-        Raises UsageError (no code, no host), UnreachableError, RefusedError and below, NoCommonVersionError.
+        A target without a host is looked for on the LAN.
+
+        Raises UsageError (no code), UnreachableError, RefusedError and below, NoCommonVersionError.
         """
         code = target.code
         if code is None:
             raise UsageError("the target has no code", hint="Write CODE@HOST:PORT, or set HEADRACE_CODE.")
-        if not target.host:
-            raise UsageError(
-                "the target has no address, and this version cannot search the LAN yet",
-                hint="Write CODE@HOST:PORT, as the host printed it.",
-            )
         home = home or config.home()
         pins, limit = Pins(home), Limit(limit_rate)
         pin = pins.get(code.share)
+        if not target.host:
+            from headrace.client.lan import locate  # only for those who need it
+
+            target = locate(target, code.share, known=pin.label if pin else "")
 
         def dial() -> AdaptiveConnection:
             return _dial(

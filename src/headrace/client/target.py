@@ -12,7 +12,7 @@ from headrace.protocol.codes import BadCodeError, Code
 from headrace.protocol.paths import ROOT, BadPathError, RelPath
 
 SCHEME: Final = "headrace://"
-_FORMS: Final = "A target looks like CODE@HOST:PORT, CODE@HOST:PORT/path or HOST:PORT/path."
+_FORMS: Final = "A target looks like CODE@HOST:PORT, CODE@HOST:PORT/path, HOST:PORT/path or, on the LAN, CODE."
 
 
 @dataclass(frozen=True, slots=True)

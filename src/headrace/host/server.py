@@ -28,6 +28,7 @@ from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
+from headrace.transport.discovery import Announcer
 from headrace.transport.identity import Identity
 from headrace.transport.pacing import Limit
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
@@ -39,6 +40,7 @@ log = logging.getLogger("headrace.host")
 BACKLOG: Final = 256
 MAX_CONNECTIONS: Final = 1024  # each costs a thread; further ones are turned away at once
 STOP_TIMEOUT: Final = 5.0
+ANY: Final = ("", "0.0.0.0", "::")  # to bind to these is to bind to all addresses
 TRANSPORTS: Final = frozenset({"tcp", "quic"})
 _TRIES: Final = 8  # free TCP ports that are looked at until one is free for UDP as well
 _PORT_ERRORS: Final = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
@@ -67,6 +69,7 @@ class ShareServer:
         limit_rate: float | None = None,
         limit_peer: float | None = None,
         transports: Collection[str] = TRANSPORTS,
+        discovery: bool = False,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -77,6 +80,7 @@ class ShareServer:
         limit_peer: the same for each peer by itself, all its connections together; `limit_peer.rate` changes it later.
         transports: `tcp`, and `quic` for UDP on the same port number beside it; where that cannot be had, a warning
         says so once and the share goes on by TCP.
+        discovery: announce the public group of the code on the LAN.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -111,6 +115,7 @@ class ShareServer:
             on_event=on_event,
         )
         self.port: int = self._listener.getsockname()[1]
+        self._announcer = Announcer(self.code.share, self.port, bind if bind not in ANY else "") if discovery else None
         self._threads: dict[threading.Thread, Served] = {}
         self._lock = threading.Lock()
         self._handshakes = Handshakes(log.warning)
@@ -161,12 +166,19 @@ class ShareServer:
     @property
     def addresses(self) -> list[str]:
         """Addresses of this machine under which the share can be reached, the likeliest first."""
-        return [self._bind] if self._bind and self._bind not in ("0.0.0.0", "::") else _own_addresses()
+        return [self._bind] if self._bind and self._bind not in ANY else _own_addresses()
+
+    @property
+    def announced(self) -> bool:
+        """Whether the code alone is to find it on the LAN."""
+        return self._announcer is not None and self._announcer.reaches_others
 
     def start(self) -> None:
         self._accepting.start()
         if self._udp:
             self._udp.start()
+        if self._announcer:
+            self._announcer.start()
 
     def stop(self) -> None:
         """Stops accepting, ends every session, joins the threads. May be called again."""
@@ -186,6 +198,8 @@ class ShareServer:
             thread.join(STOP_TIMEOUT)
         if self._udp:
             self._udp.stop()
+        if self._announcer:
+            self._announcer.stop()
         self._tree.close()
         self._io.close()
 
