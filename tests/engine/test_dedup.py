@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -60,10 +60,10 @@ class Told:
         self.fetched_: list[str] = []
         self.failed_: dict[str, HeadraceError] = {}
 
-    def fetched(self, job: Job) -> None:
-        self.fetched_.append(str(job.source))
+    def fetched(self, jobs: Sequence[Job]) -> None:
+        self.fetched_ += [str(job.source) for job in jobs]
 
-    def same(self, job: Job) -> None:
+    def same(self, jobs: Sequence[Job]) -> None:
         raise AssertionError("nothing is there before")
 
     def failed(self, job: Job, error: HeadraceError) -> None:

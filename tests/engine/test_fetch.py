@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,11 +54,11 @@ class Told:
     same_: list[str] = field(default_factory=list)
     failed_: dict[str, HeadraceError] = field(default_factory=dict)
 
-    def fetched(self, job: Job) -> None:
-        self.fetched_.append(str(job.source))
+    def fetched(self, jobs: Sequence[Job]) -> None:
+        self.fetched_ += [str(job.source) for job in jobs]
 
-    def same(self, job: Job) -> None:
-        self.same_.append(str(job.source))
+    def same(self, jobs: Sequence[Job]) -> None:
+        self.same_ += [str(job.source) for job in jobs]
 
     def failed(self, job: Job, error: HeadraceError) -> None:
         self.failed_[str(job.source)] = error

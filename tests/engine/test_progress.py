@@ -26,8 +26,8 @@ def test_what_is_counted() -> None:
     progress.resized(-4)
     progress.reused(100)
     progress.reused(20)
-    progress.file_done()
-    progress.file_done()
+    progress.files_done(1)
+    progress.files_done(1)
     progress.file_failed()
     clock.now += 2.5
     assert progress.totals() == Totals(
@@ -73,7 +73,7 @@ def test_many_threads_lose_no_count() -> None:
             lane.bytes_received += 3
             progress.found(1, 3)
             progress.reused(1)
-            progress.file_done()
+            progress.files_done(1)
             progress.totals()
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -102,6 +102,8 @@ def get(
 class _Show:
     """How a transfer is told. `event` is called from the transfer's threads, the rest from one each."""
 
+    wants_files = True  # an event for each file that came, or was there
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._told: set[str] = set()
@@ -162,7 +164,14 @@ class _Get:
         session = self._session = reach.connect(self._target, self._common)
         with session:
             self._show.connected(session)
-            transfer = Transfer(session, self._target.path, self._dest, self._chosen, self._show.event)
+            transfer = Transfer(
+                session,
+                self._target.path,
+                self._dest,
+                self._chosen,
+                self._show.event,
+                tells_files=self._show.wants_files,
+            )
             self._transfer = transfer
             if self._cancelled.is_set():
                 raise StoppedError("stopped")
@@ -239,8 +248,8 @@ class _Human(_Show):
     def __init__(self, *, quiet: bool) -> None:
         super().__init__()
         self._quiet = quiet
-        self._counts: dict[str, int] = {}
-        self._bytes: dict[str, int] = {}
+        self.wants_files = log.isEnabledFor(logging.INFO)
+        self._would_fetch = self._would_fetch_bytes = 0
         self.line: output.ProgressLine | None = None
         if not quiet and output.stderr_is_terminal() and os.environ.get("TERM") != "dumb":
             self.line = output.ProgressLine(sys.stderr)
@@ -263,11 +272,12 @@ class _Human(_Show):
             log.info("the limit is now: %s", human_limit(event["limit_rate"]))
 
     def _file(self, action: str, path: str, size: int) -> None:
-        with self._lock:
-            self._counts[action] = self._counts.get(action, 0) + 1
-            self._bytes[action] = self._bytes.get(action, 0) + size
-            if action == "would-fetch" and not self._quiet:
-                output.write_text(f"would fetch {path} ({human_size(size)})\n")
+        if action == "would-fetch":
+            with self._lock:
+                self._would_fetch += 1
+                self._would_fetch_bytes += size
+                if not self._quiet:
+                    output.write_text(f"would fetch {path} ({human_size(size)})\n")
         log.info("%s %s", action, path)
 
     def moved(self, view: View) -> None:
@@ -276,15 +286,15 @@ class _Human(_Show):
 
     def done(self, result: GetResult, view: View) -> None:
         if not self._quiet:
-            output.write_text(self._summary(result) + "\n")
+            output.write_text(self._summary(result, view.totals.files_same) + "\n")
             output.flush()
         self._conclude(result)
 
-    def _summary(self, result: GetResult) -> str:
+    def _summary(self, result: GetResult, same: int) -> str:
         """1.0 GiB in 1 file, 612 MB/s, 1.7 s, over tcp (protocol 8)"""
-        wanted, same = self._counts.get("would-fetch", 0), self._counts.get("same", 0)
-        if wanted or not result.streams:  # a dry run opens no streams for chunks
-            parts = [f"would fetch {human_size(self._bytes.get('would-fetch', 0))} in {counted(wanted, 'file')}"]
+        if self._would_fetch or not result.streams:  # a dry run opens no streams for chunks
+            wanted = counted(self._would_fetch, "file")
+            parts = [f"would fetch {human_size(self._would_fetch_bytes)} in {wanted}"]
         else:
             parts = [f"{human_size(result.bytes)} in {counted(result.files, 'file')}"]
         if result.bytes_received and result.seconds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,7 +70,8 @@ class Transfer:
     """Fetches `source` (a file or a tree) to `dest`. Call `run` once; `cancel` from any thread.
 
     dest: as in the command line's contract; None: the share's name in the working directory.
-    on_event: called from several threads with `plan`, `file`, `warning` and `error` events.
+    on_event: called from several threads with `plan`, `file`, `warning` and `error` events. tells_files: False leaves
+    the `file` events of files out that came or were there; with many small ones they take a tenth of the time.
     """
 
     def __init__(
@@ -80,8 +81,11 @@ class Transfer:
         dest: str | os.PathLike[str] | None,
         options: GetOptions = GetOptions(),
         on_event: Callable[[Event], None] = lambda event: None,
+        *,
+        tells_files: bool = True,
     ) -> None:
         self.progress = Progress()
+        self._tells_files = tells_files
         self.buffers = buffers_for(options.io, options.buffers)
         self._session = session
         self._source = source
@@ -260,8 +264,8 @@ class Transfer:
 
     def _plan(self, fetcher: Fetcher, planner: Planner, entry: Entry, place: _Place) -> None:
         with fetcher.carrying():
-            for job in planner.jobs(entry, place.path):
-                if not fetcher.queue.put(job):
+            for jobs in planner.jobs(entry, place.path):
+                if not fetcher.queue.put(*jobs):
                     return
             self._planned()
             while not fetcher.failure and (not fetcher.queue.drained(timeout=1.0) or fetcher.retries):
@@ -291,8 +295,9 @@ class Transfer:
 
     def _plan_alone(self, planner: Planner, entry: Entry, place: _Place) -> None:
         """--dry-run: the same plan, nothing written."""
-        for job in planner.jobs(entry, place.path):
-            self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "would-fetch"})
+        for jobs in planner.jobs(entry, place.path):
+            for job in jobs:
+                self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "would-fetch"})
         self._planned()
 
     def _planned(self) -> None:
@@ -302,11 +307,16 @@ class Transfer:
 
     # ---- engine.fetch.Reports and client.plan.Told ----------------------------------------------------------------
 
-    def fetched(self, job: Job) -> None:
-        self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "fetched"})
+    def fetched(self, jobs: Sequence[Job]) -> None:
+        self._tell_files(jobs, "fetched")
 
-    def same(self, job: Job) -> None:
-        self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": "same"})
+    def same(self, jobs: Sequence[Job]) -> None:
+        self._tell_files(jobs, "same")
+
+    def _tell_files(self, jobs: Sequence[Job], action: str) -> None:
+        if self._tells_files:
+            for job in jobs:
+                self._on_event({"event": "file", **_path(job.dest), "bytes": job.size, "action": action})
 
     def linked(self, path: RelPath) -> None:
         self._on_event({"event": "file", **_path(path), "bytes": 0, "action": "link"})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from headrace.client.filters import Filters
@@ -22,14 +22,18 @@ from headrace.protocol.paths import ROOT, RelPath, link_stays_inside
 from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
 
+_AT_ONCE: Final = 256  # files that are looked for together, and then handed on
 _MOST_FRESH: Final = 10_000  # folders that are remembered; in others each file's place is looked at
+
+
+_Same = list[tuple[Job, os.stat_result]]
 
 
 class Told(Protocol):
     """Who hears of what needs no fetching. Paths are those below the destination."""
 
-    def same(self, job: Job) -> None:
-        """The destination has this file already."""
+    def same(self, jobs: Sequence[Job]) -> None:
+        """The destination has these files already."""
 
     def linked(self, path: RelPath) -> None:
         """A symlink was made, or was there."""
@@ -70,29 +74,58 @@ class Planner:
         self._links: list[tuple[RelPath, bytes, int]] = []
         self._fresh: set[RelPath] = set()  # folders that this transfer made; all below them are too
 
-    def jobs(self, entry: Entry, dest: RelPath) -> Iterator[Job]:
-        """The jobs of the transfer, as the host lists them. entry: of the source, a file (which becomes `dest`) or a
-        directory."""
+    def jobs(self, entry: Entry, dest: RelPath) -> Iterator[list[Job]]:
+        """The jobs of the transfer, some at a time, as the host lists them. entry: of the source, a file (which becomes
+        `dest`) or a directory."""
         if entry.kind == "f":
-            yield from self._file(self._source, dest, entry)
+            self._progress.found(1, entry.size)
+            job = Job(self._source, dest, entry)
+            if self.decided(job):
+                yield [job]
             return
         for directory, entries, error in Walk(self._session, self._source, self._outage).parts():
             here = directory.relative_to(self._source)
             fresh = self._is_fresh(here)
             if error and not self._filters.excludes_directory(here):
                 self._told.failed_path(here, error)
-            for child in entries:
-                source, dest = directory / child.name, here / child.name
-                if child.kind == "d":
-                    self._directory(dest, child, within_fresh=fresh)
-                elif not self._filters.wants(dest):
-                    continue
-                elif child.kind == "f":
-                    yield from self._file(source, dest, child, fresh=fresh)
-                elif child.kind == "l":
-                    self._links.append((dest, child.target, child.mtime_ns))
-                else:
-                    self._told.warn(dest, "left out: it is neither a file, a folder nor a symlink")
+            jobs = self._files(directory, here, entries, fresh=fresh)
+            for start in range(0, len(jobs), _AT_ONCE):
+                if wanted := self._wanted(here, jobs[start : start + _AT_ONCE]):
+                    yield wanted
+
+    def _files(self, directory: RelPath, here: RelPath, entries: list[Entry], *, fresh: bool) -> list[Job]:
+        """Jobs for the files among the host's entries in `directory`, which is `here` at the destination. Makes the
+        folders, and notes the links."""
+        jobs: list[Job] = []
+        alike = directory == here
+        for child in entries:
+            dest = here.child(child.name)
+            if child.kind == "d":
+                self._directory(dest, child, within_fresh=fresh)
+            elif not self._filters.wants(dest):
+                continue
+            elif child.kind == "f":
+                jobs.append(Job(dest if alike else directory.child(child.name), dest, child, fresh=fresh))
+            elif child.kind == "l":
+                self._links.append((dest, child.target, child.mtime_ns))
+            else:
+                self._told.warn(dest, "left out: it is neither a file, a folder nor a symlink")
+        return jobs
+
+    def _wanted(self, folder: RelPath, jobs: list[Job]) -> list[Job]:
+        """Those of these jobs, all for `folder`, that are to be fetched."""
+        self._progress.found(len(jobs), sum(job.entry.size for job in jobs))
+        facts: Iterable[os.stat_result | None] = itertools.repeat(None)
+        # Where somebody else puts something there meanwhile, giving the file its name finds that out.
+        if self._destination and not jobs[0].fresh:
+            try:
+                facts = self._destination.lstat_all(folder, [job.dest.name for job in jobs])
+            except FILE_ERRORS:  # what it is about, each says for itself
+                return [job for job in jobs if self.decided(job)]
+        same: _Same = []
+        wanted = [job for job, existing in zip(jobs, facts, strict=False) if self._decided(job, existing, same)]
+        self._settle_same(same)
+        return wanted
 
     def _is_fresh(self, folder: RelPath) -> bool:
         """Whether nothing can be in it but what came by this transfer."""
@@ -114,23 +147,30 @@ class Planner:
         if made and not within_fresh and len(self._fresh) < _MOST_FRESH:
             self._fresh.add(dest)
 
-    def _file(self, source: RelPath, dest: RelPath, entry: Entry, *, fresh: bool = False) -> Iterator[Job]:
-        self._progress.found(1, entry.size)
-        job = Job(source, dest, entry, fresh=fresh)
-        if self.decided(job):
-            yield job
-
     def decided(self, job: Job) -> bool:
         """Whether the job is to be fetched; it then says how. Reports what is settled without."""
+        try:
+            existing = self._destination.lstat(job.dest) if self._destination else None
+        except FILE_ERRORS as why:
+            self._told.failed_path(job.dest, why)
+            return False
+        same: _Same = []
+        wanted = self._decided(job, existing, same)
+        self._settle_same(same)
+        return wanted
+
+    def _decided(self, job: Job, existing: os.stat_result | None, same: _Same) -> bool:
+        """As `decided`; what is the same is only added to `same`. existing: what lies at the job's destination."""
         dest, entry = job.dest, job.entry
         try:
             if is_inflight_name(dest.name):
                 raise DestinationExistsError(f"{dest} is a name that headrace keeps for files in flight")
-            # Where somebody else puts something there meanwhile, giving the file its name finds that out.
-            existing = self._destination.lstat(dest) if self._destination and not job.fresh else None
             action = decide(entry, existing, self._options.on_exist, checksum=self._options.checksum)
+            if action is Action.FETCH and self._options.on_exist is not OnExist.RENAME:
+                return True
             if action is Action.SAME:
-                self._settle_same(job, existing)
+                assert existing is not None
+                same.append((job, existing))
                 return False
             if action is Action.FORBIDDEN:
                 raise DestinationExistsError(f"{dest} exists")
@@ -153,15 +193,24 @@ class Planner:
             return False
         return True
 
-    def _settle_same(self, job: Job, existing: os.stat_result | None) -> None:
-        assert existing is not None and self._destination is not None
-        if stat.S_IMODE(existing.st_mode) & 0o777 != job.entry.mode & 0o777 and not self._options.dry_run:
-            self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
-        if not job.single:
-            self._destination.forget_partial(job.dest)
-        self._progress.reused(job.size)
-        self._progress.file_done()
-        self._told.same(job)
+    def _settle_same(self, same: _Same) -> None:
+        """These are here already, as they are to be, but for their permissions."""
+        if not same:
+            return
+        done: list[Job] = []
+        for job, existing in same:
+            if (existing.st_mode ^ job.entry.mode) & 0o777 and not self._options.dry_run:
+                assert self._destination is not None
+                try:
+                    self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
+                except FILE_ERRORS as why:
+                    self._told.failed_path(job.dest, why)
+                    continue
+            if self._destination and not job.single:
+                self._destination.forget_partial(job.dest)
+            done.append(job)
+        self._progress.same(len(done), sum(job.size for job in done))
+        self._told.same(done)
 
     def finish(self, entry: Entry, *, created: bool) -> None:
         """After everything has come: makes the links, then sets modes and times of the directories. created: the one

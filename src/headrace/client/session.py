@@ -31,9 +31,11 @@ from headrace.errors import (
 )
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
+    MAX_FILE_SIZE,
     PHASE_BULK,
     ROLE_CONTROL,
     ROLE_DATA,
+    VERSION_SIZE,
     Entry,
     Error,
     Goodbye,
@@ -300,8 +302,9 @@ class Session:
                 directory.relative_to(path)
             except ValueError as why:
                 raise ProtocolError(f"the host lists an impossible directory: {why}") from why
-            for entry in part.entries:
-                _checked(entry)
+            if not all(map(_is_usual, part.entries)):
+                for entry in part.entries:
+                    _checked(entry)
             entries = _nameable(directory, part.entries)
             error = from_wire(part.error, "it cannot be read") if part.error else None
             if len(entries) < len(part.entries):
@@ -352,6 +355,23 @@ def _part_with(lane: Lane) -> None:
     with contextlib.suppress(ConnectionLostError):
         lane.messages.send(Goodbye())
     lane.messages.close()
+
+
+def _is_usual(entry: Entry) -> bool:
+    """Whether Entry.check has nothing against it, for a quarter of its time; False: ask it."""
+    name, kind = entry.name, entry.kind
+    return (
+        0 < len(name) <= MAX_NAME
+        and b"/" not in name
+        and b"\0" not in name
+        and name != b"."
+        and name != b".."
+        and 0 <= entry.size <= MAX_FILE_SIZE
+        and 0 <= entry.mtime_ns < 1 << 63
+        and 0 <= entry.mode <= 0o7777
+        and not entry.target
+        and len(entry.version) == (VERSION_SIZE if kind == "f" else 0)
+    )
 
 
 def _checked(entry: Entry, *, is_root: bool = False) -> Entry:

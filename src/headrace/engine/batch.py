@@ -59,6 +59,9 @@ def _checked(answer: Batch, payload: int, jobs: list[Job], position: int) -> dic
     sizes, failed = answer.sizes, answer.failed
     if answer.first != position or not 0 < len(sizes) <= len(jobs) - position:
         raise ProtocolError("the host sent a batch with other files than it was asked for")
+    wanted_sizes = [job.entry.size for job in jobs[position : position + len(sizes)]]
+    if not failed and sizes == wanted_sizes and sum(sizes) == payload and not answer.codes and not answer.texts:
+        return {}
     if sum(sizes) != payload or not len(failed) == len(answer.codes) == len(answer.texts) <= len(sizes):
         raise ProtocolError("the host sent a batch that does not add up")
     errors = {
@@ -67,13 +70,9 @@ def _checked(answer: Batch, payload: int, jobs: list[Job], position: int) -> dic
     if len(errors) != len(failed):
         raise ProtocolError("the host sent a batch with two errors for one file")
     told = 0
-    for number, size in enumerate(sizes, position):
-        if number in errors:
-            told += 1
-            wanted = 0
-        else:
-            wanted = jobs[number].entry.size
-        if size != wanted:
+    for number, (size, wanted) in enumerate(zip(sizes, wanted_sizes, strict=True), position):
+        told += number in errors
+        if size != (0 if number in errors else wanted):
             raise ProtocolError("the host sent a batch with a file of another size than it listed")
     if told != len(errors):
         raise ProtocolError("the host sent a batch with an error for a file that is not in it")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from headrace.engine.buffers import Buffers
@@ -60,11 +60,11 @@ Keep = Callable[[Job, os.stat_result, Callable[[], Iterable[tuple[int, int, byte
 class Reports(Protocol):
     """Who hears of each file. Called from the workers' threads."""
 
-    def fetched(self, job: Job) -> None:
-        """The whole file stands under its name."""
+    def fetched(self, jobs: Sequence[Job]) -> None:
+        """The whole files stand under their names."""
 
-    def same(self, job: Job) -> None:
-        """The destination has this content already."""
+    def same(self, jobs: Sequence[Job]) -> None:
+        """The destination has their contents already."""
 
     def failed(self, job: Job, error: HeadraceError) -> None:
         """The file will not come."""
@@ -288,28 +288,35 @@ class Fetcher:
         """For the jobs of a group, on one thread."""
         return self._destination.small_files()
 
-    def write_small(self, job: Job, content: memoryview, writer: SmallWriter) -> None:
-        """A small job's bytes came. Ends it, unless the disk takes nothing more at all: LocalDiskError."""
-        entry = job.entry
+    def write_small(self, came: Sequence[tuple[Job, memoryview]], writer: SmallWriter) -> None:
+        """The bytes of small jobs came. Ends those jobs, unless the disk takes nothing more at all: LocalDiskError."""
+        done: list[Job] = []
+        write = writer.write
         try:
-            writer.write(
-                job.dest, content, mode=entry.mode, mtime_ns=entry.mtime_ns, replace=job.replace, fresh=job.fresh
-            )
-        except FILE_ERRORS as why:
-            self.settle(job, why)
-            return
-        job.written = job.over = True  # nobody else knows of it
-        self.progress.file_done()
-        self._reports.fetched(job)
-        self.queue.finished()
+            for job, content in came:
+                entry = job.entry
+                try:
+                    write(job.dest, content, entry.mode, entry.mtime_ns, replace=job.replace, fresh=job.fresh)
+                except FILE_ERRORS as why:
+                    self.settle(job, why)
+                    continue
+                job.written = job.over = True  # nobody else knows of it
+                done.append(job)
+        finally:
+            self._tell_done(done)
+
+    def _tell_done(self, jobs: Sequence[Job]) -> None:
+        self.progress.files_done(len(jobs))
+        self._reports.fetched(jobs)
+        self.queue.finished(len(jobs))
 
     def _finish(self, job: Job) -> None:
         if partial := job.partial:
             st = partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
             if self._keep:
                 self._keep(job, st, partial.chunks)
-        self.progress.file_done()
-        self._reports.fetched(job)
+        self.progress.files_done(1)
+        self._reports.fetched([job])
 
     def _fail_job(self, job: Job, error: HeadraceError) -> None:
         if job.partial:
@@ -354,9 +361,8 @@ class Fetcher:
             self._destination.set_times_and_mode(job.dest, mode=job.entry.mode, mtime_ns=job.entry.mtime_ns)
             with job.lock:
                 job.over = True
-            self.progress.reused(job.size)
-            self.progress.file_done()
-            self._reports.same(job)
+            self.progress.same(1, job.size)
+            self._reports.same([job])
             self.queue.finished()
             return []
         resolve_different(job, self._on_exist, self._destination)

@@ -19,12 +19,14 @@ class Lane:
 
 @dataclass(slots=True)
 class Totals:
-    """A snapshot. bytes: size of what was asked for, as far as it is known; seconds since the start."""
+    """A snapshot. bytes: size of what was asked for, as far as it is known; seconds since the start. files_same: of
+    those done, how many were here already."""
 
     files: int = 0
     bytes: int = 0
     files_done: int = 0
     files_failed: int = 0
+    files_same: int = 0
     bytes_received: int = 0
     bytes_reused: int = 0
     planned: bool = False
@@ -67,9 +69,16 @@ class Progress:
         with self._lock:
             self._totals.bytes_reused += size
 
-    def file_done(self) -> None:
+    def same(self, files: int, size: int) -> None:
+        """So many files, of so many bytes, were here already."""
         with self._lock:
-            self._totals.files_done += 1
+            self._totals.bytes_reused += size
+            self._totals.files_done += files
+            self._totals.files_same += files
+
+    def files_done(self, files: int) -> None:
+        with self._lock:
+            self._totals.files_done += files
 
     def file_failed(self) -> None:
         with self._lock:
@@ -98,6 +107,7 @@ class Progress:
                 bytes=now.bytes,
                 files_done=now.files_done,
                 files_failed=now.files_failed,
+                files_same=now.files_same,
                 bytes_received=sum(lane.bytes_received for lane in self._lanes),
                 bytes_reused=now.bytes_reused,
                 planned=now.planned,

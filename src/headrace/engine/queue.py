@@ -20,7 +20,7 @@ GROUP_BYTES: Final = MIB
 GROUP_LEAST: Final = 64  # files for which a busy worker asks at once; fewer wait for more, or for it to be idle
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """One file to fetch. source: its path in the share; dest: below the destination.
 
@@ -82,21 +82,17 @@ class Group:
 
     jobs: list[Job]
     again: bool = False
+    asked: list[Job] = field(init=False)  # those that have bytes
+    length: int = field(init=False)  # bytes
 
-    @property
-    def asked(self) -> list[Job]:
-        """Those that have bytes."""
-        return [job for job in self.jobs if job.entry.size]
+    def __post_init__(self) -> None:
+        self.asked = [job for job in self.jobs if job.entry.size]
+        self.length = sum(job.entry.size for job in self.asked)
 
     @property
     def left(self) -> list[Job]:
         """Those that have not ended."""
         return [job for job in self.jobs if not job.over]
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return sum(job.entry.size for job in self.jobs)
 
 
 Work = Task | Group | Exclusive
@@ -118,13 +114,13 @@ class WorkQueue:
         # Always told to all who wait: one alone might be the planner, and of a job's pieces every worker can have one.
         self._changed = threading.Condition()
 
-    def put(self, job: Job) -> bool:
-        """Adds a job; waits while MAX_WAITING jobs are waiting. False: the transfer was cancelled."""
+    def put(self, *jobs: Job) -> bool:
+        """Adds jobs; waits while MAX_WAITING jobs are waiting. False: the transfer was cancelled."""
         with self._changed:
             while len(self._jobs) >= MAX_WAITING and not self._cancelled:
                 self._changed.wait(1.0)
-            self._unfinished += 1
-            self._jobs.append(job)
+            self._unfinished += len(jobs)
+            self._jobs.extend(jobs)
             self._changed.notify_all()
             return not self._cancelled
 
@@ -134,10 +130,10 @@ class WorkQueue:
             self._expanded.appendleft(iter(work))
             self._changed.notify_all()
 
-    def finished(self) -> None:
-        """A job ended, well or not."""
+    def finished(self, jobs: int = 1) -> None:
+        """So many jobs ended, well or not."""
         with self._changed:
-            self._unfinished -= 1
+            self._unfinished -= jobs
             if not self._unfinished:
                 self._changed.notify_all()
 
@@ -219,11 +215,12 @@ class WorkQueue:
                 return None
         found: list[Job] = []
         before, size = len(jobs), 0
-        while jobs and len(found) < GROUP_FILES and jobs[0].small:
-            size += jobs[0].entry.size
+        while jobs and len(found) < GROUP_FILES and (job := jobs[0]).small:
+            size += job.entry.size
             if found and size > GROUP_BYTES:
                 break
-            found.append(jobs.popleft())
+            found.append(job)
+            jobs.popleft()
         if before >= MAX_WAITING > len(jobs):
             self._changed.notify_all()
         return Group(found)

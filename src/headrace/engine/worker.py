@@ -145,10 +145,9 @@ class Worker:
             job.in_flight = 1  # this is their only request: nobody else touches them
 
     def _write_empty(self, group: Group) -> None:
+        empty = memoryview(b"")
         with self._fetcher.small_files() as writer:
-            for job in group.jobs:
-                if not job.entry.size:
-                    self._fetcher.write_small(job, memoryview(b""), writer)
+            self._fetcher.write_small([(job, empty) for job in group.jobs if not job.entry.size], writer)
 
     def _receive_group(self, group: Group) -> None:
         """What came is written; the rest of the group is asked for again, at first together, then one by one."""
@@ -179,21 +178,22 @@ class Worker:
 
     def _received(self, part: list[batch.Received] | list[Job], writer: SmallWriter) -> list[Job]:
         """Writes one part of an answer; those jobs that are to be asked for again."""
-        fetcher = self._fetcher
+        came: list[tuple[Job, memoryview]] = []
         wrong: list[Job] = []
+        failed: list[tuple[Job, HeadraceError]] = []
         for one in part:
             if isinstance(one, Job):
-                self._counters.bytes_received += one.entry.size
                 wrong.append(one)
-                continue
-            job, content = one
-            if isinstance(content, memoryview):
-                self._counters.bytes_received += len(content)
-                fetcher.write_small(job, content, writer)
-            elif isinstance(content, FILE_ERRORS):
-                fetcher.settle(job, content)
+            elif isinstance(one[1], memoryview):
+                came.append((one[0], one[1]))
             else:
-                raise content
+                failed.append((one[0], one[1]))
+        self._counters.bytes_received += sum(job.entry.size for job in wrong) + sum(len(content) for _, content in came)
+        self._fetcher.write_small(came, writer)
+        for job, error in failed:
+            if not isinstance(error, FILE_ERRORS):
+                raise error
+            self._fetcher.settle(job, error)
         return wrong
 
     # ---- one chunk -----------------------------------------------------------------------------------------------

@@ -65,6 +65,11 @@ class RelPath:
         """The entry `name` of this directory. Raises BadPathError, also when the result is too deep or too long."""
         return self.join(RelPath((check_name(name),)))
 
+    def child(self, name: bytes) -> RelPath:
+        """As `/`, at a fifth of its cost, for a name that was checked already where the path grows neither too deep nor
+        too long: an entry of a listing that client.session has looked at."""
+        return RelPath((*self.parts, name))
+
     def join(self, other: RelPath) -> RelPath:
         """`other` below this path. Raises BadPathError when the result is too deep or too long."""
         parts = self.parts + other.parts

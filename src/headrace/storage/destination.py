@@ -101,6 +101,23 @@ class Destination:
             except FileNotFoundError:
                 return None
 
+    def lstat_all(self, folder: RelPath, names: Sequence[bytes]) -> list[os.stat_result | None]:
+        """As `lstat`, for some names in one folder, at a third of the cost. What fails may be about any one of them."""
+        found: list[os.stat_result | None] = []
+        with local_errors("look at", folder):
+            try:
+                with self._dirs.open(folder, make=False) as fd:
+                    for name in names:
+                        try:
+                            found.append(os.stat(name, dir_fd=fd, follow_symlinks=False))
+                        except FileNotFoundError:
+                            found.append(None)
+                    if None in found and not os.fstat(fd).st_nlink:
+                        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # let the cache know
+            except FileNotFoundError:
+                return [None] * len(names)
+        return found
+
     @contextlib.contextmanager
     def parent(self, path: RelPath) -> Iterator[int]:
         """The descriptor of the folder that `path` is in, valid inside the `with`. Missing folders are made.

@@ -180,7 +180,7 @@ class SmallWriter:
         self._kept: set[int] = set()  # permissions that a new file has as they were asked for: umask and ACL allow it
 
     def write(
-        self, path: RelPath, data: bytes | memoryview, *, mode: int, mtime_ns: int, replace: bool, fresh: bool
+        self, path: RelPath, data: bytes | memoryview, mode: int, mtime_ns: int, *, replace: bool, fresh: bool
     ) -> None:
         """As Destination.write_whole. fresh: nothing of an earlier run can be in its folder."""
         if self._usable and not replace and self._nameless.works:
