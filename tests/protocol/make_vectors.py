@@ -70,6 +70,22 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
         m.Batch(10, 0, [10, 0], [1], ["not_found"], ["no such path in the share: day 1/gone"], BYTES_HASH),
         BYTES,
     ),
+    ("say what changes", m.Watch(11), b""),
+    ("the number of that watch; nothing changed yet", m.Changed(11, 77), b""),
+    ("the first 1000 entries of `day 1`, and a watch on it", m.Look(12, b"day 1", 77, 1000), b""),
+    (
+        "those were all, and it is watched",
+        m.Looked(12, m.Entry(b"day 1", "d", mtime_ns=1_700_000_000_000_000_000, mode=0o755), watched=True),
+        b"",
+    ),
+    (
+        "a file was written, another came, a directory is watched no more",
+        m.Changed(11, 77, [b"day 1/take-1.mov"], [b"day 1/take-2.mov"], [b"day 0"]),
+        b"",
+    ),
+    ("changes were missed", m.Changed(11, 77, overflow=True), b""),
+    ("how full is that disk?", m.StatFs(13, b""), b""),
+    ("a tenth of 2 TB is free", m.StatFsReply(13, 2 * 10**12, 2 * 10**11, 10**11, 10**6, 10**5), b""),
 ]
 
 
@@ -92,7 +108,8 @@ def described(meaning: str, header: bytes, payload: bytes = b"", phase: int = 7)
 
 def phase_of(message: m.Message) -> int:
     bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk, m.GetBatch, m.Batch)
-    return m.PHASE_BULK if isinstance(message, bulk) else m.PHASE_BASELINE
+    mount = (m.Watch, m.Changed, m.Look, m.Looked, m.StatFs, m.StatFsReply)
+    return m.PHASE_BULK if isinstance(message, (*bulk, *mount)) else m.PHASE_BASELINE
 
 
 def frames() -> dict[str, Any]:

@@ -116,6 +116,23 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         texts=st.lists(words, max_size=2),
         hash=hashes,
     ),
+    m.Watch: st.builds(m.Watch, id=ids),
+    m.Changed: st.builds(
+        m.Changed,
+        id=ids,
+        watch=ids,
+        entries=st.lists(wire_paths, max_size=3),
+        names=st.lists(wire_paths, max_size=3),
+        unwatched=st.lists(wire_paths, max_size=3),
+        overflow=st.booleans(),
+        last=st.booleans(),
+    ),
+    m.Look: st.builds(m.Look, id=ids, path=wire_paths, watch=ids, limit=st.integers(0, 1 << 32)),
+    m.Looked: st.builds(m.Looked, id=ids, entry=entries, watched=st.booleans(), more=st.booleans()),
+    m.StatFs: st.builds(m.StatFs, id=ids, path=wire_paths),
+    m.StatFsReply: st.builds(
+        m.StatFsReply, id=ids, total=sizes, free=sizes, available=sizes, files=sizes, files_free=sizes
+    ),
 }
 messages = st.one_of(*MESSAGES.values())
 

@@ -51,6 +51,8 @@ def type_word(annotation: Any) -> str:
 def default_word(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return ""
+    if field.default_factory is list:
+        return "`[]`"
     if isinstance(field.default, bytes):
         return "empty" if not field.default else field.default.hex()
     if isinstance(field.default, str):
@@ -117,10 +119,12 @@ def test_limits() -> None:
         *(frames.SESSION_LIMITS.header, frames.SESSION_LIMITS.payload),
         *(messages.READ_SIZE, messages.CHUNK_SIZE, messages.MAX_ENTRIES, messages.MAX_HASHES, messages.MAX_FILE_SIZE),
         *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE),
+        messages.MAX_CHANGES,
         *(session.MAX_FEATURES, session.MAX_WORD, paths.MAX_NAME, paths.MAX_PATH, paths.MAX_DEPTH),
     ):
         assert re.search(rf"\b{limit}\b", text), limit
     assert f"0 to {messages.READ_SIZE}" in rows(section("`read`"))["length"][2]
+    assert f"for {messages.HEARTBEAT:.0f} seconds" in section("`changed`")
     assert f"1 to {messages.CHUNK_SIZE}" in rows(section("`get-chunk`"))["length"][2]
 
 

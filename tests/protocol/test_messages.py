@@ -31,6 +31,7 @@ from headrace.protocol.messages import (
     Message,
     Ping,
     Read,
+    StatFsReply,
     decode,
     encode,
     wire_path,
@@ -109,7 +110,8 @@ def test_fields_with_a_default_may_be_absent_and_others_not(cls: type[Message], 
             with pytest.raises(MalformedMessageError):
                 decode(without)
         else:
-            assert getattr(decode(without), field.name) == field.default
+            default = [] if field.default_factory is list else field.default
+            assert getattr(decode(without), field.name) == default
 
 
 @settings(max_examples=100, deadline=None)
@@ -286,3 +288,11 @@ def test_numbers_may_come_in_any_format_that_holds_them() -> None:
 def test_the_proof_of_a_credential_is_not_shown() -> None:
     message = AuthCredential(b"peer-id", b"n" * 16, b"s3cret")
     assert "s3cret" not in f"{message} {message!r} {[message]}"
+
+
+def test_how_full_a_disk_is_must_add_up() -> None:
+    good = StatFsReply(1, 100, 50, 40, 10, 10)
+    assert good.check() is good
+    for field, number in (("total", -1), ("total", 1 << 63), ("free", 101), ("available", 51), ("files_free", 11)):
+        with pytest.raises(ValueError):
+            msgspec.structs.replace(good, **{field: number}).check()

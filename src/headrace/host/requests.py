@@ -13,7 +13,9 @@ from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.host.batch import answer_batch
 from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
-from headrace.protocol.frames import SESSION_LIMITS, encode_frame
+from headrace.host.listing import fitting, look, statfs
+from headrace.host.watch import Watcher
+from headrace.protocol.frames import encode_frame
 from headrace.protocol.messages import (
     BULK_REQUESTS,
     CHUNK_SIZE,
@@ -21,12 +23,12 @@ from headrace.protocol.messages import (
     READ_SIZE,
     Chunk,
     Data,
-    Entry,
     GetBatch,
     GetChunk,
     GetManifest,
     List,
     ListPart,
+    Look,
     MalformedMessageError,
     ManifestPart,
     Message,
@@ -34,12 +36,13 @@ from headrace.protocol.messages import (
     Pong,
     Read,
     Stat,
+    StatFs,
     StatReply,
     Walk,
+    Watch,
     wire_path,
 )
-from headrace.protocol.paths import MAX_PATH
-from headrace.protocol.session import BATCH, SPARSE, Agreed, error_message
+from headrace.protocol.session import BATCH, SPARSE, STATFS, WATCH, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -48,9 +51,7 @@ from headrace.transport.framed import MessageStream
 
 log = logging.getLogger("headrace.host")
 
-_ENTRY_COST: Final = 128  # bytes in a ListPart for an entry beside its name and target, at most
 _MAX_ASKED: Final = 1024  # chunks of one connection; far more than are in flight when one of them is asked for again
-_ROOM: Final = SESSION_LIMITS.header - MAX_PATH - 1024
 
 
 @dataclass(slots=True)
@@ -74,6 +75,9 @@ class RequestHandler:
         GetManifest: "_manifest",
         GetBatch: "_batch",
         Ping: "_ping",
+        Watch: "_watch",
+        Look: "_look",
+        StatFs: "_statfs",
     }
 
     def __init__(
@@ -84,14 +88,18 @@ class RequestHandler:
         agreed: Agreed,
         buffers: Buffers | None = None,
         gate: Gate | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
-        """gate: the share's, by which the small reads of one connection go before the bulk of others."""
+        """gate: the share's, by which the small reads of one connection go before the bulk of others. watcher: the
+        share's."""
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
         self._version = agreed.version
         self._sparse = SPARSE in agreed.features
-        self._batches = BATCH in agreed.features
+        self._features = agreed.features
+        self._peer = agreed.peer
+        self._watcher = watcher or Watcher(tree)
         self._sources = SourceCache(tree)
         self._buffers = buffers or BufferPool()
         self._gate = gate or Gate()
@@ -134,7 +142,7 @@ class RequestHandler:
                 entries = next(parts, None)
             if entries is None:
                 break
-            for piece in _fitting(entries):
+            for piece in fitting(entries):
                 self._stream.send(ListPart(request.id, request.path, piece))
         self._stream.send(ListPart(request.id, request.path, [], last=True))
 
@@ -147,7 +155,7 @@ class RequestHandler:
             if part is None:
                 break
             path, entries, error = part
-            for piece in _fitting(entries):
+            for piece in fitting(entries):
                 self._stream.send(ListPart(request.id, bytes(path), piece, error=error.code if error else ""))
         self._stream.send(ListPart(request.id, request.path, [], last=True))
 
@@ -305,9 +313,36 @@ class RequestHandler:
         self._stream.send(ManifestPart(request.id, end, b"", last=True))
 
     def _batch(self, request: GetBatch) -> None:
-        if not self._batches:
-            raise ProtocolError("the client sent GetBatch, which nobody agreed to")
+        self._need(BATCH, request)
         self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._next_piece)
+
+    def _watch(self, request: Watch) -> None:
+        self._need(WATCH, request)
+        with _reporting():
+            watch = self._watcher.subscribe(self._peer)
+        with watch:
+            for message in watch.changes(request.id):
+                self._stream.send(message)
+
+    def _look(self, request: Look) -> None:
+        self._need(WATCH, request)
+        answer = look(request, self._tree, self._watcher, self._peer)
+        while True:
+            with _reporting():
+                message = next(answer, None)
+            if message is None:
+                return
+            self._stream.send(message)
+
+    def _statfs(self, request: StatFs) -> None:
+        self._need(STATFS, request)
+        with _reporting():
+            reply = statfs(request, self._tree)
+        self._stream.send(reply)
+
+    def _need(self, feature: str, request: Message) -> None:
+        if feature not in self._features:
+            raise ProtocolError(f"the client sent {type(request).__name__}, which nobody agreed to")
 
     def _ping(self, request: Ping) -> None:
         self._stream.send(Pong(request.id))
@@ -317,20 +352,6 @@ def _whole_chunk(source: SourceFile, request: GetChunk) -> int | None:
     """The number of the chunk that the range is; None where it is another range."""
     index, within = divmod(request.offset, CHUNK_SIZE)
     return None if within or request.length != min(CHUNK_SIZE, source.size - request.offset) else index
-
-
-def _fitting(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """`entries` in pieces that fit into a header, at least one. Only long targets of symlinks make more than one."""
-    piece: list[Entry] = []
-    left = _ROOM
-    for entry in entries:
-        cost = len(entry.name) + len(entry.target) + _ENTRY_COST
-        if cost > left:
-            yield piece
-            piece, left = [], _ROOM
-        piece.append(entry)
-        left -= cost
-    yield piece
 
 
 class _Reported(Exception):

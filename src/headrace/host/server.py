@@ -24,6 +24,7 @@ from headrace.host.handshakes import Handshakes
 from headrace.host.registry import Registry
 from headrace.host.session import Event, Served, Share, serve
 from headrace.host.udp import UdpSide, fall_back
+from headrace.host.watch import Watcher
 from headrace.protocol.codes import Code
 from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
@@ -100,6 +101,7 @@ class ShareServer:
             self._bind = bind
             self._listener, self._udp = self._open(identity, port, transports)
             undo.pop_all()
+        self._watcher = Watcher(self._tree)
         self._share = Share(
             tree=self._tree,
             code=self.code,
@@ -111,6 +113,7 @@ class ShareServer:
             buffers=pool,
             limit=self.limit,
             registry=self.registry,
+            watcher=self._watcher,
             clear=clear,
             on_event=on_event,
         )
@@ -192,6 +195,7 @@ class ShareServer:
             serving = dict(self._threads)
         for stream in serving.values():
             stream.abort()
+        self._watcher.close()
         if self._accepting.is_alive():
             self._accepting.join(STOP_TIMEOUT)
         for thread in serving:

@@ -17,6 +17,7 @@ from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
+from headrace.host.watch import Watcher
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
@@ -53,6 +54,7 @@ class Share:
     clear: bool = False
     limit: Limit = field(default_factory=lambda: Limit(None))
     registry: Registry = field(default_factory=Registry)
+    watcher: Watcher | None = None
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -165,7 +167,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers, share.gate)
+    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher)
     started = time.monotonic()
     try:
         while True:

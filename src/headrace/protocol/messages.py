@@ -29,6 +29,8 @@ MAX_HASHES: Final = 2048  # hashes in one ManifestPart
 MAX_BATCH_ITEMS: Final = 1024  # files that one GetBatch asks for
 MAX_BATCH_FILE: Final = READ_SIZE  # bytes of each of them
 MAX_BATCH_SIZE: Final = CHUNK_SIZE  # bytes of all of them together
+MAX_CHANGES: Final = 1000  # paths in each list of one Changed
+HEARTBEAT: Final = 5.0  # seconds; a Changed comes at least that often, an empty one where nothing changed
 MAX_FILE_SIZE: Final = 1 << 62
 
 ROLE_CONTROL: Final = "control"
@@ -41,7 +43,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type"):
     """The base of all messages."""
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One file, directory or symlink as the host sees it.
 
     kind: `f` file, `d` directory, `l` symlink, `o` anything else (not transferable).
@@ -303,13 +305,91 @@ class Batch(Message, frozen=True, tag="batch"):
     hash: bytes
 
 
-REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch)
-BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch)
+# ---- phase 8: what a mount asks ----------------------------------------------------------------------------------
+
+
+class Watch(Message, frozen=True, tag="watch"):
+    """From here on this stream carries Changed, and nothing else is asked on it. Only with the feature `watch`."""
+
+    id: int
+
+
+class Changed(Message, frozen=True, tag="changed"):
+    """What is not as it was in the directories that this watch knows, by Look. Paths are share-relative.
+
+    watch: the number of this watch, for Look. entries: what has other attributes or another content. names: what came,
+    went or was replaced, with all that is below it; the host watches nothing there any more. unwatched: directories
+    that the host watches no more. overflow: changes were missed; all that is known may be wrong. last: the watch ends.
+    At most MAX_CHANGES paths in each. All empty: nothing changed for HEARTBEAT.
+    """
+
+    id: int
+    watch: int
+    entries: list[bytes] = []
+    names: list[bytes] = []
+    unwatched: list[bytes] = []
+    overflow: bool = False
+    last: bool = False
+
+
+class Look(Message, frozen=True, tag="look"):
+    """As List, and from before the first entry was read the directory belongs to `watch`, a watch of this peer (0:
+    none). Answered by any number of ListPart, then one Looked. limit: entries, no more are sent; 0: all of them.
+    """
+
+    id: int
+    path: bytes
+    watch: int = 0
+    limit: int = 0
+
+
+class Looked(Message, frozen=True, tag="looked"):
+    """The end of the answer to a Look. entry: of the directory itself, from before the first of its entries was read.
+
+    watched: the watch will say when something in it changes. more: there are more entries than `limit`.
+    """
+
+    id: int
+    entry: Entry
+    watched: bool = False
+    more: bool = False
+
+
+class StatFs(Message, frozen=True, tag="statfs"):
+    """How full is the file system that `path` is on? Only with the feature `statfs`."""
+
+    id: int
+    path: bytes
+
+
+class StatFsReply(Message, frozen=True, tag="statfs-reply"):
+    """total, free: bytes. available: of those free, to the host's user. files, files_free: inodes; 0 where there are
+    no such numbers."""
+
+    id: int
+    total: int
+    free: int
+    available: int
+    files: int = 0
+    files_free: int = 0
+
+    def check(self) -> StatFsReply:
+        """This answer, or ValueError when a number lies outside its limits."""
+        if not all(0 <= number < 1 << 63 for number in (self.total, self.free, self.files, self.files_free)):
+            raise ValueError("a number of bytes or files out of range")
+        if not 0 <= self.available <= self.free <= self.total or self.files_free > self.files:
+            raise ValueError("more free than there is")
+        return self
+
+
+REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs)
+BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs)
 
 _ALL: Final[tuple[type[Message], ...]] = (
     *(Hello, Welcome, AuthPake, AuthPakeReply, AuthPakeConfirm, AuthCredential, Granted),
     *(Stat, StatReply, List, ListPart, Read, Data, Ping, Pong, Error, Goodbye),
     *(Walk, GetManifest, ManifestPart, GetChunk, Chunk, GetBatch, Batch),
+    *(Watch, Changed, Look, Looked, StatFs, StatFsReply),
 )
 BY_TYPE: Final[dict[str, type[Message]]] = {str(cls.__struct_config__.tag): cls for cls in _ALL}
 

@@ -53,7 +53,9 @@ from headrace.protocol.messages import (
 SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without its zeros
 SEALED: Final = "sealed"  # from Granted on the stream uses the records of `sealed`; only offered over TCP
 BATCH: Final = "batch"  # many small files may be asked for in one request
-FEATURES: Final[tuple[str, ...]] = (SPARSE, BATCH)
+WATCH: Final = "watch"  # directories may be looked at, and the host says what changes in them
+STATFS: Final = "statfs"  # how full the host's disk is may be asked
+FEATURES: Final[tuple[str, ...]] = (SPARSE, BATCH, WATCH, STATFS)
 MAX_FEATURES: Final = 64
 CLEAR: Final = "clear"  # chunks' bytes may come outside of those records; only together with `sealed`
 SEAL_SIZE: Final = 32  # bytes of the secret that each side contributes
@@ -377,7 +379,7 @@ def _in_phase(version: int, features: frozenset[str]) -> frozenset[str]:
     """The baseline stays plain: what belongs to bulk is left out of phase 7. And what is in the clear must lie between
     records that are not."""
     if version < PHASE_BULK:
-        return features - {SEALED, CLEAR, BATCH}
+        return features - {SEALED, CLEAR, BATCH, WATCH, STATFS}
     return features if SEALED in features else features - {CLEAR}
 
 

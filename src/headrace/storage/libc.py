@@ -15,7 +15,7 @@ _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, e
 _NO_LINKS: Final = _UNSUPPORTED | {errno.EPERM, errno.EMLINK}
 
 
-def _function(name: str, *arguments: Any) -> Callable[..., int] | None:
+def function(name: str, *arguments: Any) -> Callable[..., int] | None:
     try:
         found = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (AttributeError, OSError, TypeError):
@@ -25,8 +25,8 @@ def _function(name: str, *arguments: Any) -> Callable[..., int] | None:
     return found  # type: ignore[no-any-return]
 
 
-_renameat2 = _function("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_fallocate = _function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_renameat2 = function("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def _call(function: Callable[..., int], *arguments: Any) -> int:

@@ -203,6 +203,17 @@ class SharedTree:
         with host_errors(path):
             return self._open_dir(path)
 
+    def statfs(self, path: RelPath) -> os.statvfs_result:
+        """Of the file system that `path` is on. Where several paths are shared, the root is on that of the first."""
+        if not path and not self._root and self._members:
+            path = ROOT / next(iter(self._members))
+        with host_errors(path):
+            fd, _ = self._above(path)
+            try:
+                return os.fstatvfs(fd)
+            finally:
+                os.close(fd)
+
     def _walk_one(self, path: RelPath, waiting: _Waiting, *, first: bool) -> Iterator[Part]:
         """One folder's parts; the folders in it are put on `waiting`."""
         folders: _Names = []
