@@ -65,6 +65,9 @@ class _Prompting:
         self.close = self._stream.close
         self.abort = self._stream.abort
 
+    def losses(self) -> None:
+        """Nothing is ever sent again."""
+
     def recv_into(self, into: memoryview) -> int:
         self._host.answer()
         return self._stream.recv_into(into)

@@ -105,6 +105,9 @@ class MemoryStream:
     def set_deadline(self, seconds: float | None) -> None:
         raise NotImplementedError("nothing here needs one")
 
+    def losses(self) -> None:
+        """Nothing is ever sent again."""
+
     def rtt(self) -> float | None:
         return None
 

@@ -18,6 +18,7 @@ from headrace.host.guesses import GuessLimit
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.host.watch import Watcher
+from headrace.observe import metrics
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
@@ -124,6 +125,7 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
         # others wait for the buffer that this costs.
         stream.patient = lambda sending: not (sending and share.buffers.contended)
         with share.registry.present(stream, agreed, address, share.limit):
+            metrics.HANDSHAKES.add(str(agreed.version))
             _requests(messages, share, agreed, address)
     except (ssl.SSLError, OSError) as why:
         log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
@@ -133,7 +135,7 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
         _tell(messages, why)
         _report(share, why, address)
     finally:
-        stream.close()
+        messages.close()
 
 
 def _handshake(messages: MessageStream, share: Share, address: str, features: tuple[str, ...] = ()) -> Agreed:

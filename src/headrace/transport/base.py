@@ -37,6 +37,9 @@ class Stream(Protocol):
     def rtt(self) -> float | None:
         """The transport's current estimate of the round-trip time in seconds, where it has one."""
 
+    def losses(self) -> tuple[int, int] | None:
+        """Segments that were sent so far, and how many of them were sent again; None where nobody tells."""
+
     def close(self) -> None:
         """Orderly: tells the peer, then frees everything. May be called again."""
 

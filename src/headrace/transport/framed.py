@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from headrace.errors import ConnectionLostError, ProtocolError
+from headrace.observe import metrics
+from headrace.observe.times import StreamTimes
 from headrace.protocol.frames import (
     HANDSHAKE_LIMITS,
     SESSION_LIMITS,
@@ -18,15 +20,20 @@ from headrace.protocol.frames import (
 )
 from headrace.protocol.messages import Message
 from headrace.transport.base import ClearStream, Stream
+from headrace.transport.traffic import TRAFFIC
 
 PIECE: Final = 1024 * 1024  # bytes; what a payload is read, hashed and written in: few calls, and it stays in the cache
 
 
 class MessageStream:
-    """A Stream that speaks frames. One owner thread at a time; only `abort` may be called by another."""
+    """A Stream that speaks frames. One owner thread at a time; only `abort` may be called by another.
+
+    times: where its time goes; whoever does more with what comes and goes adds the stages for that.
+    """
 
     def __init__(self, stream: Stream, limits: Limits = HANDSHAKE_LIMITS) -> None:
         self.stream = stream
+        self.times = StreamTimes()
         self.clear: ClearStream | None = None  # the stream again, where both sides agreed on chunks in the clear
         self._in_clear = False  # whether the payload at hand is
         self._decoder = FrameDecoder(limits)
@@ -35,6 +42,7 @@ class MessageStream:
     def enter_session(self) -> None:
         """The handshake is over: from here on the larger limits hold."""
         self._decoder.limits = SESSION_LIMITS
+        TRAFFIC.opened(self.stream)
 
     @property
     def idle(self) -> bool:
@@ -48,10 +56,11 @@ class MessageStream:
     def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
         """Sends one frame. Blocks; the payload may be reused afterwards."""
         head = encode_frame(message, len(payload))
-        if len(payload):
-            self.stream.send(head, payload)
-        else:
-            self.stream.send(head)
+        with self.times.sending:
+            if len(payload):
+                self.stream.send(head, payload)
+            else:
+                self.stream.send(head)
 
     def send_file(self, message: Message, fd: int, offset: int, count: int, buffer: memoryview) -> None:
         """Sends one frame whose payload is a range of a file, in the clear. buffer: for where that takes a copy."""
@@ -61,9 +70,11 @@ class MessageStream:
     def send_pieces(self, message: Message, count: int, pieces: Iterable[memoryview]) -> None:
         """Sends one frame whose payload of `count` bytes comes in pieces; each may be reused once the next is asked
         for."""
-        self.stream.send(encode_frame(message, count))
+        with self.times.sending:
+            self.stream.send(encode_frame(message, count))
         for piece in pieces:
-            self.stream.send(piece)
+            with self.times.sending:
+                self.stream.send(piece)
 
     @property
     def held_back(self) -> bool:
@@ -74,7 +85,8 @@ class MessageStream:
     def send_all(self, messages: list[Message]) -> None:
         """Sends frames without payload, in one go."""
         if messages:
-            self.stream.send(b"".join(encode_frame(message) for message in messages))
+            with self.times.sending:
+                self.stream.send(b"".join(encode_frame(message) for message in messages))
 
     def receive(self) -> tuple[Message, int] | None:
         """The next message and the length of its payload in bytes; messages of unknown type are skipped.
@@ -91,6 +103,7 @@ class MessageStream:
                 if self._in_clear and self.clear is None:
                     raise ProtocolError("the other side sends a chunk in the clear, which nobody agreed to")
                 return head.message, head.payload_length
+            metrics.UNKNOWN_MESSAGES.add()
 
     def expect(self) -> tuple[Message, int]:
         """As `receive`, where the peer may not close: ConnectionLostError when it does."""
@@ -106,7 +119,8 @@ class MessageStream:
                 missing = decoder.missing()
                 if missing > len(self._scratch):
                     self._scratch = memoryview(bytearray(missing))
-                count = self.stream.recv_into(self._scratch[:missing])
+                with self.times.waiting:
+                    count = self.stream.recv_into(self._scratch[:missing])
                 if not count:
                     if decoder.idle:
                         return None
@@ -120,18 +134,20 @@ class MessageStream:
         """Fills `into` with the next payload bytes. Raises ConnectionLostError."""
         position = self._decoder.take_payload(into)
         receive = self.clear.recv_clear_into if self._in_clear and self.clear else self.stream.recv_into
-        while position < len(into):
-            count = receive(into[position:])
-            if not count:
-                raise ConnectionLostError("the connection ended in the middle of a payload")
-            self._decoder.payload_taken_elsewhere(count)
-            position += count
+        with self.times.receiving:
+            while position < len(into):
+                count = receive(into[position:])
+                if not count:
+                    raise ConnectionLostError("the connection ended in the middle of a payload")
+                self._decoder.payload_taken_elsewhere(count)
+                position += count
 
     def skip_payload(self) -> None:
         """Drops the rest of the payload as it arrives."""
         self._decoder.skip_payload()
 
     def close(self) -> None:
+        TRAFFIC.closed(self.stream)
         self.stream.close()
 
     def abort(self) -> None:

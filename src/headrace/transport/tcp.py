@@ -29,9 +29,12 @@ CONNECT_TIMEOUT: Final = 10.0
 STALL_TIMEOUT: Final = 30.0
 LINGER: Final = 2.0  # seconds that an orderly close may take
 _ZEROS: Final = bytes(64 * 1024)
-_TCP_INFO_RTT: Final = struct.Struct("=I")
-_TCP_INFO_RTT_OFFSET: Final = 68  # tcpi_rtt, microseconds: struct tcp_info in linux/tcp.h
-_TCP_INFO_SIZE: Final = 104
+_U32: Final = struct.Struct("=I")
+# Where things are in struct tcp_info, linux/tcp.h, and how much of it is asked for.
+_TCPI_RTT: Final = 68  # microseconds
+_TCPI_TOTAL_RETRANS: Final = 100
+_TCPI_SEGS_OUT: Final = 136  # since Linux 4.2
+_TCP_INFO_SIZE: Final = 140
 
 
 class TcpStream:
@@ -251,14 +254,22 @@ class TcpStream:
         self._sock.settimeout(seconds if self._timeout is None else min(seconds, self._timeout))
 
     def rtt(self) -> float | None:
+        microseconds = self._kernel(_TCPI_RTT)
+        return None if microseconds is None else microseconds / 1e6
+
+    def losses(self) -> tuple[int, int] | None:
+        sent, again = self._kernel(_TCPI_SEGS_OUT), self._kernel(_TCPI_TOTAL_RETRANS)
+        return None if sent is None or again is None else (sent, again)
+
+    def _kernel(self, offset: int) -> int | None:
+        """A number of the kernel's tcp_info; None where it has none."""
         if not hasattr(socket, "TCP_INFO"):
             return None
         try:
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         except OSError:
             return None
-        microseconds: int = _TCP_INFO_RTT.unpack_from(info, _TCP_INFO_RTT_OFFSET)[0]
-        return microseconds / 1e6
+        return _U32.unpack_from(info, offset)[0] if len(info) >= offset + _U32.size else None
 
     def shaper(self) -> Shaper | None:
         """By which whoever sends bulk keeps the path's queue short. None on loopback and where the system lacks it."""

@@ -245,6 +245,9 @@ class QuicStream:
         with self._lock:
             return self._link.rtt()
 
+    def losses(self) -> None:
+        """picoquic keeps that to itself."""
+
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
