@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from dataclasses import dataclass
 from typing import Final
 
 from headrace.client.link import Link
+from headrace.client.prefetch import Prefetcher
 from headrace.client.session import Session
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.lane import Lane
-from headrace.errors import HostAwayError
-from headrace.protocol.messages import MIB, PHASE_BASELINE, READ_SIZE, Entry
+from headrace.engine.ramcache import SHIFT, RamCache, RamFigures, Span, new_buffer
+from headrace.engine.readahead import BLOCK, LARGEST_WINDOW, Path, RateMeter, ReadAhead
+from headrace.errors import (
+    HeadraceError,
+    HostAwayError,
+    IntegrityError,
+    NotFoundError,
+    PermissionRefusedError,
+    SourceChangedError,
+)
+from headrace.protocol.messages import CHUNK_SIZE, MIB, PHASE_BASELINE, Entry
 from headrace.protocol.paths import RelPath
-from headrace.storage.blockcache import BlockCache
+from headrace.storage.blockcache import BlockCache, DiskFile
+
+log = logging.getLogger("headrace.blocks")
 
 DEFAULT_RAM: Final = 256 * MIB
+TICK: Final = 0.2  # seconds between two looks at the clock of who waits for somebody else's fetch
+RTT_EVERY: Final = 5.0  # seconds between two looks at the round trip time
+
+# What a fetch for somebody else failed of and an own one would, too.
+OF_THE_FILE: Final = (SourceChangedError, NotFoundError, PermissionRefusedError)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFigures:
+    """What a BlockReader did so far. Bytes, unless they are called reads.
+
+    reads: how often somebody asked; hits: of those, how often memory had all of it. fetched: came from the host;
+    from_disk: came from the disk's cache; ahead: of both, before anybody had asked.
+    """
+
+    reads: int
+    hits: int
+    fetched: int
+    from_disk: int
+    ahead: int
+    ram: RamFigures
 
 
 class BlockReader:
@@ -35,38 +72,162 @@ class BlockReader:
         plain: bool = False,
         offline: bool = False,
     ) -> None:
-        self._link = link
-        self._offline = offline or link is None
+        self._link = None if offline else link
+        self.clock = link.clock if link else time.monotonic
+        self.plain = plain
+        self.ram = RamCache(ram)
+        self._disk = disk
+        self._share = share.encode()
+        self.window = max(BLOCK, min(LARGEST_WINDOW, ram // 4))
+        self.path = Path()
+        self._meter = RateMeter()
+        self._metering = threading.Lock()
+        self._rtt_at = -RTT_EVERY
+        self.ahead = Prefetcher[BlockFile](self._fill_ahead, self._drop, lambda: self.path.lanes)
+        self.reads = self.hits = 0  # counted without a lock: they are for people
+        self._fetched = self._from_disk = self._ahead_bytes = 0
 
     def open(self, path: RelPath, entry: Entry) -> BlockFile:
         """A handle on the file at `path`, in the version that `entry` has. Asks nobody. entry: of a file."""
-        return BlockFile(self, path, entry)
+        disk = self._disk.open(self._share, entry.version, entry.size) if self._disk and not self.plain else None
+        return BlockFile(self, path, entry, disk)
+
+    def figures(self) -> BlockFigures:
+        """A snapshot."""
+        return BlockFigures(
+            self.reads, self.hits, self._fetched, self._from_disk, self._ahead_bytes, self.ram.figures()
+        )
 
     def close(self) -> None:
         """Ends what is read ahead and frees all memory. The link and the disk's cache stay their owner's."""
+        self.ahead.close()
+        self.ram.clear()
 
-    def fetch(self, path: RelPath, entry: Entry, offset: int, length: int, deadline: float) -> memoryview:
-        if self._link is None or self._offline:
-            raise HostAwayError("that part of the file is not cached, and --offline asks nobody")
-        buffer = memoryview(bytearray(length))
+    # ---- fetching --------------------------------------------------------------------------------------------------
 
-        def ask(session: Session, lane: Lane) -> None:
-            exchange = EXCHANGES[session.agreed.version if length > READ_SIZE else PHASE_BASELINE]
-            exchange.request(lane, path, entry.version, offset, length)
-            exchange.receive(lane, length, buffer, None)
+    def fill(self, file: BlockFile, span: Span, deadline: float, *, bulk: bool = False, wait: bool = True) -> None:
+        """Gets the bytes of a span that the caller claimed. Raises as BlockFile.read; the span has failed then."""
+        try:
+            view, digest = self._get(file, span, deadline, bulk=bulk, wait=wait)
+        except HeadraceError as why:
+            if isinstance(why, SourceChangedError):
+                span.file.stale = True
+            self.ram.failed(span, why)
+            raise
+        except BaseException:
+            self.ram.failed(span, HeadraceError("reading was interrupted"))
+            raise
+        self.ram.arrived(span, view)
+        if digest and file.disk:
+            self._keep(file.disk, span, digest)
 
-        self._link.run(ask, deadline)
-        return buffer
+    def _fill_ahead(self, file: BlockFile, span: Span) -> None:
+        """On a thread of the prefetcher. Nobody is told of a failure but who waits for the span, and tries anew."""
+        began = self.clock()
+        with self._metering:
+            self._meter.began(began)
+        fetched = self._fetched
+        try:
+            self.fill(file, span, began + Prefetcher.PATIENCE, bulk=True, wait=False)
+            self._ahead_bytes += span.length
+        except HeadraceError as why:
+            log.debug("nothing was read ahead: %s", why.message)
+        with self._metering:
+            came = span.length if span.view is not None and self._fetched != fetched else 0
+            self._meter.ended(self.clock(), came)
+            self.path = Path(self.path.rtt, self._meter.rate)
+
+    def _drop(self, span: Span) -> None:
+        self.ram.failed(span, HeadraceError("nobody reads ahead there any more"))
+
+    def _get(
+        self, file: BlockFile, span: Span, deadline: float, *, bulk: bool, wait: bool
+    ) -> tuple[memoryview, bytes | None]:
+        """The bytes, and their hash where they are new to the disk's cache."""
+        disk = file.disk
+        if disk is not None and disk.has(span.offset, span.end):
+            buffer = new_buffer(span.length)
+            if disk.read_into(span.offset, buffer):
+                self._from_disk += span.length
+                return buffer, None
+        if self._link is None:
+            raise HostAwayError("that part of the file is not cached, and nobody is asked", hint="Leave --offline out.")
+        if span.file.stale:
+            raise SourceChangedError(f"{file.path} is another version on the host by now")
+
+        def ask(session: Session, lane: Lane) -> tuple[memoryview, bytes]:
+            return self._ask(session, lane, file, span)
+
+        answer = self._link.run(ask, deadline, bulk=bulk, wait=wait)
+        self._fetched += span.length
+        return answer
+
+    def _ask(self, session: Session, lane: Lane, file: BlockFile, span: Span) -> tuple[memoryview, bytes]:
+        exchange = EXCHANGES[session.agreed.version]
+        length, again = span.length, False
+        while True:
+            buffer = new_buffer(length)
+            exchange.request(lane, file.path, file.version, span.offset, length)
+            try:
+                digest, _ = exchange.receive(lane, length, buffer, None)
+            except IntegrityError:
+                if again:
+                    raise
+                again = True  # on the same lane: the host takes it as a sign to look anew
+                continue
+            self._look_at_path(lane)
+            return buffer, digest
+
+    def _look_at_path(self, lane: Lane) -> None:
+        now = self.clock()
+        if now - self._rtt_at >= RTT_EVERY:
+            self._rtt_at = now
+            known, rtt = self.path.rtt, lane.messages.stream.rtt()
+            if rtt is not None:  # the least: what is above it is load
+                self.path = Path(rtt if known is None else min(known, rtt), self.path.rate)
+
+    def _keep(self, disk: DiskFile, span: Span, digest: bytes) -> None:
+        """Gives the span to the disk's cache, which writes it a moment later; it stays in memory until then."""
+        view = span.view
+        assert view is not None
+        self.ram.pin(span)
+        if not disk.put(span.offset, view, digest, lambda: self.ram.unpin(span)):
+            self.ram.unpin(span)
+
+    # ---- the plain way ---------------------------------------------------------------------------------------------
+
+    def read_plainly(self, file: BlockFile, offset: int, length: int, deadline: float) -> memoryview:
+        """By requests of the baseline, which have no hash; nothing is kept."""
+        if self._link is None:
+            raise HostAwayError("nothing is cached, and nobody is asked", hint="Leave --offline or --debug-io out.")
+        exchange = EXCHANGES[PHASE_BASELINE]
+
+        def ask(session: Session, lane: Lane) -> memoryview:
+            buffer = memoryview(bytearray(length))
+            for start in range(0, length, CHUNK_SIZE):
+                part = buffer[start : start + CHUNK_SIZE]
+                exchange.request(lane, file.path, file.version, offset + start, len(part))
+                exchange.receive(lane, len(part), part, None)
+            return buffer
+
+        return self._link.run(ask, deadline)
 
 
 class BlockFile:
     """An open file in one version. Thread-safe. size: bytes."""
 
-    def __init__(self, reader: BlockReader, path: RelPath, entry: Entry) -> None:
+    def __init__(self, reader: BlockReader, path: RelPath, entry: Entry, disk: DiskFile | None) -> None:
         self._reader = reader
         self.path = path
-        self.entry = entry
+        self.version = entry.version
         self.size = entry.size
+        self.disk = disk
+        self._file = reader.ram.open(entry.version, entry.size)
+        self._lock = threading.Lock()  # for what follows
+        self._ahead = ReadAhead(entry.size, most=reader.window)
+        self._runs = 0
+        self._wasted = 0
+        self._closed = False
 
     def read(self, offset: int, length: int, deadline: float) -> bytes | memoryview:
         """The bytes at `offset`; fewer than `length` only at the end of the file. What it gives stays as it is for as
@@ -75,10 +236,108 @@ class BlockFile:
         Raises SourceChangedError (the file on the host is another version by now), HostAwayError, NotFoundError,
         PermissionRefusedError, RemoteIOError, IntegrityError, ProtocolError.
         """
-        length = min(length, self.size - offset)
-        if length <= 0:
+        end = min(offset + length, self.size)
+        if end <= offset:
             return b""
-        return self._reader.fetch(self.path, self.entry, offset, length, deadline)
+        reader = self._reader
+        reader.reads += 1
+        if reader.plain:
+            return reader.read_plainly(self, offset, end - offset, deadline)
+        span = self._file.spans.get(offset >> SHIFT)
+        if span is not None and (view := span.view) is not None and end <= span.end:
+            reader.hits += 1
+            reader.ram.used(span)
+            self._read_ahead(offset, end)
+            return view[offset - span.offset : end - span.offset]
+        return self._collect(offset, end, deadline)
 
     def close(self) -> None:
         """The handle is of no further use; what it cached stays cached. May be called again."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._reader.ahead.cancel(self)
+            self._reader.ram.close(self._file)
+
+    # ---- what is not in memory yet -----------------------------------------------------------------------------------
+
+    def _collect(self, offset: int, end: int, deadline: float) -> bytes | memoryview:
+        with self._lock:
+            unit = self._ahead.unit(offset, end - offset, self._reader.path)
+        pieces = []
+        position = offset
+        while position < end:
+            span = self._have(position, end, unit, deadline, first=position == offset)
+            view = span.view
+            assert view is not None
+            pieces.append(view[position - span.offset : end - span.offset])
+            position = min(end, span.end)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _have(self, position: int, end: int, unit: int, deadline: float, *, first: bool) -> Span:
+        """The span that holds `position`, once it is there."""
+        reader = self._reader
+        while True:
+            span, mine = reader.ram.claim(self._file, position, self._want(position, end, unit), must=True)
+            assert span is not None
+            if first:  # now: while this thread waits for its bytes, others fetch what comes after them
+                first = False
+                self._read_ahead(position, end)
+            if mine:
+                with self._lock:  # it may have been asked for before, and not have come
+                    self._ahead.retreat(span.end)
+            if mine or reader.ahead.steal(span):
+                reader.fill(self, span, deadline, bulk=span.length > BLOCK)
+                return span
+            if span.view is not None:
+                reader.ram.used(span)
+                return span
+            left = deadline - reader.clock()
+            if left <= 0:
+                raise HostAwayError("the host did not answer in time")
+            reader.ram.wait(span, min(left, TICK))
+            if isinstance(span.error, OF_THE_FILE):
+                raise span.error
+            if span.view is not None:
+                reader.ram.used(span)
+                return span
+
+    def _want(self, position: int, end: int, unit: int) -> tuple[int, int]:
+        """From where to where a new span at `position` is to reach: what the disk has, or else whole units."""
+        if self.disk is not None and (kept := self.disk.extent(position)):
+            return kept
+        start = position // unit * unit
+        return start, min(start + CHUNK_SIZE, -(-end // unit) * unit)
+
+    def _read_ahead(self, offset: int, end: int) -> None:
+        reader, ahead = self._reader, self._ahead
+        with self._lock:
+            if self._wasted:
+                ahead.wasted(self._wasted)
+                self._wasted = 0
+            extents = ahead.advance(offset, end - offset, reader.path)
+            runs, self._runs = self._runs, ahead.runs
+        if runs != ahead.runs:
+            reader.ahead.cancel(self)
+        for start, length in extents:
+            until = self._ask_for(start, start + length)
+            if until < start + length:
+                with self._lock:
+                    ahead.retreat(until, full=True)
+                return
+
+    def _ask_for(self, start: int, end: int) -> int:
+        """Up to where there was room."""
+        reader = self._reader
+        while start < end:
+            span, mine = reader.ram.claim(self._file, start, (start, end), must=False)
+            if span is None:
+                return start
+            if mine:
+                span.unread, span.waste = True, self._note_waste
+                reader.ahead.push(self, span)
+            start = span.end
+        return end
+
+    def _note_waste(self, length: int) -> None:
+        self._wasted += length

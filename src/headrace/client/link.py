@@ -81,7 +81,7 @@ class Link:
     ) -> None:
         """small, bulk: how many lanes there may be of each."""
         self._connect = connect
-        self._clock = clock
+        self.clock = self._clock = clock
         self._most = {False: small, True: bulk}
         self._changed = threading.Condition(threading.Lock())  # guards what is below, except where said otherwise
         # Taken from and added to without the lock: a deque's own methods are atomic.
@@ -135,11 +135,12 @@ class Link:
             finally:
                 self._waiting -= 1
 
-    def run(self, do: Callable[[Session, Lane], T], deadline: float, *, bulk: bool = False) -> T:
+    def run(self, do: Callable[[Session, Lane], T], deadline: float, *, bulk: bool = False, wait: bool = True) -> T:
         """One exchange on a lane that nobody else uses meanwhile; what `do` returns. On the caller's own thread.
 
         do: asks and reads the whole answer. It may be called again on another lane when the connection breaks, so what
         it does must bear that. deadline: by the clock, seconds. bulk: on lanes of its own, which give way to others.
+        wait: for a host that is away to come back; else HostAwayError comes at once.
 
         Raises HostAwayError at `deadline`, half a second later at most. It comes earlier only where the host refuses
         this client, or where it had been away for LONG_GONE seconds when the call came and an attempt to connect that
@@ -147,7 +148,7 @@ class Link:
         """
         attempt = 0
         while True:
-            seat = self._take(bulk, deadline)
+            seat = self._take(bulk, deadline, wait=wait)
             seat.arrived, seat.given_up, seat.retried = -1, False, attempt > 0
             seat.deadline = deadline
             if self._watchdog_sleeps:
@@ -191,7 +192,7 @@ class Link:
 
     # ---- a call's lane ---------------------------------------------------------------------------------------------
 
-    def _take(self, bulk: bool, deadline: float) -> _Seat:
+    def _take(self, bulk: bool, deadline: float, *, wait: bool) -> _Seat:
         idle = self._idle[bulk]
         while idle:
             try:
@@ -201,9 +202,9 @@ class Link:
             if seat.lane.idle and not self._closed:
                 return seat
             self._lose(seat, None)
-        return self._wait_for(bulk, deadline)
+        return self._wait_for(bulk, deadline, wait=wait)
 
-    def _wait_for(self, bulk: bool, deadline: float) -> _Seat:
+    def _wait_for(self, bulk: bool, deadline: float, *, wait: bool) -> _Seat:
         asked = self._clock()
         with self._changed:
             self._waiting += 1
@@ -213,7 +214,7 @@ class Link:
                     if seat:
                         return seat
                     self._pause(deadline)
-                    self._give_up_early(asked)
+                    self._give_up_early(asked, wait=wait)
                     self._open_more(bulk)
                     self._changed.wait(max(0.001, min(TICK, deadline - self._clock())))
             finally:
@@ -233,9 +234,13 @@ class Link:
             text = f"the host is away: {why.message}" if why else "the host did not answer in time"
             raise HostAwayError(text) from why
 
-    def _give_up_early(self, asked: float) -> None:
+    def _give_up_early(self, asked: float, *, wait: bool) -> None:
         """The rule of `run`."""
-        if self._up or self._failure is None:
+        if self._up:
+            return
+        if not wait:
+            raise HostAwayError("the host is away")
+        if self._failure is None:
             return
         began, why = self._failure
         gone_long = self._down_since is not None and asked - self._down_since >= LONG_GONE

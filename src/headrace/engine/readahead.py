@@ -1,1 +1,215 @@
-"""What to read ahead of a reader. Pure logic: no I/O, no clock, no thread."""
+"""What to read ahead of a reader. Pure logic: no I/O, no clock, no thread. Offsets and lengths are in bytes.
+
+A read that goes on where the last one ended, or nearly so, makes the window grow: twice as much is read ahead each
+time that what was read ahead is used. What is read ahead and then left behind makes it smaller, and keeps the next one
+from opening at the first sign. A seek begins anew.
+
+Chunks are powers of two at multiples of their size, up to 4 MiB: 128 KiB at 128 KiB, 256 KiB at 256 KiB, and so on. So
+the chunks of a window are those that a copy would ask for, whose hashes the host may know.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from headrace.protocol.messages import CHUNK_SIZE, KIB, MIB, READ_SIZE
+
+BLOCK: Final = READ_SIZE  # what a reader with some locality is given at once
+FRAGMENT: Final = 16 * KIB  # what a random read is given: it takes as long as 4 KiB does, and 128 KiB takes twice that
+LARGE: Final = 64 * KIB  # a read of so much is given whole blocks
+SLACK: Final = MIB  # the kernel sends several reads at once, and they come in any order
+
+FIRST_WINDOW: Final = 4 * BLOCK
+FAR_WINDOW: Final = 8 * BLOCK  # where each round trip costs more than a block
+LARGEST_WINDOW: Final = 32 * MIB
+FAR: Final = 0.002  # seconds of round trip: from here on a block costs hardly more than a fragment
+
+NEAR_LANES: Final = 2  # at once, over loopback and on a LAN: more only get into each other's way
+MOST_LANES: Final = 4
+
+CHUNK_SECONDS: Final = 0.3  # how long one chunk may take at the rate of late: who waits for a part of it waits for all
+WINDOW_SECONDS: Final = 4.0
+REMEMBERED: Final = 1024  # blocks of which a fragment was read
+
+Extent = tuple[int, int]  # offset, length
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What is known of the way to the host. rtt: seconds; rate: bytes a second of bulk; None where nobody knows yet."""
+
+    rtt: float | None = None
+    rate: float | None = None
+
+    @property
+    def far(self) -> bool:
+        """Whether a round trip takes longer than a block."""
+        return self.rtt is not None and self.rtt >= FAR
+
+    @property
+    def chunk(self) -> int:
+        """The largest chunk that is worth asking for at once."""
+        if self.rate is None:
+            return CHUNK_SIZE if not self.far else MIB
+        return _power_below(min(CHUNK_SIZE, max(BLOCK, int(self.rate * CHUNK_SECONDS))))
+
+    @property
+    def window(self) -> int:
+        """The largest window that is worth having: what comes in some seconds, and several chunks at once."""
+        if self.rate is None:
+            return LARGEST_WINDOW
+        return min(LARGEST_WINDOW, max(4 * self.chunk, int(self.rate * WINDOW_SECONDS)))
+
+    @property
+    def lanes(self) -> int:
+        """How many chunks are worth asking for at once: what fills the path, and one that waits."""
+        if not self.far or self.rate is None or self.rtt is None:
+            return NEAR_LANES
+        return min(MOST_LANES, NEAR_LANES + int(self.rate * self.rtt) // self.chunk)
+
+
+UNKNOWN: Final = Path()
+
+
+class RateMeter:
+    """The rate of bulk, over times in which some is under way. One thread at a time; `now` is in seconds."""
+
+    SPAN: Final = 0.5  # seconds that a measurement takes
+    WEIGHT: Final = 0.5  # of the latest one
+
+    def __init__(self) -> None:
+        self.rate: float | None = None  # bytes a second
+        self._flying = 0
+        self._bytes = 0
+        self._since = 0.0
+
+    def began(self, now: float) -> None:
+        """One more chunk is under way."""
+        if not self._flying:
+            self._since, self._bytes = now, 0
+        self._flying += 1
+
+    def ended(self, now: float, length: int) -> None:
+        """One came, with so many bytes; 0 where it failed."""
+        self._flying -= 1
+        self._bytes += length
+        seconds = now - self._since
+        if self._bytes and seconds >= self.SPAN:
+            latest = self._bytes / seconds
+            self.rate = latest if self.rate is None else self.rate + self.WEIGHT * (latest - self.rate)
+            self._since, self._bytes = now, 0
+
+
+class ReadAhead:
+    """What one handle has read and is going to read. One thread at a time.
+
+    window: bytes to have ahead of the reader now; 0 while it reads at random. runs: how often it began anew somewhere.
+    """
+
+    def __init__(self, size: int, *, most: int = LARGEST_WINDOW) -> None:
+        """size: of the file. most: the largest window."""
+        self._size = size
+        self._most = most
+        self.window = 0
+        self.runs = 0
+        self._front = 0  # where the run of reads has come to
+        self._run = 0  # bytes read in this run
+        self._ahead = 0  # up to where was asked for
+        self._began_ahead = 0  # where the reading ahead of this run began
+        self._doubt = 0  # how often it was for nothing of late
+        self._touched: OrderedDict[int, None] = OrderedDict()
+
+    def unit(self, offset: int, length: int, path: Path = UNKNOWN) -> int:
+        """In what pieces a read is to be fetched that nothing cached answers: FRAGMENT or BLOCK."""
+        if self._size <= BLOCK or length >= LARGE or self.window or path.far:
+            return BLOCK
+        block = offset // BLOCK
+        if block in self._touched:
+            return BLOCK
+        self._touched[block] = None
+        if len(self._touched) > REMEMBERED:
+            self._touched.popitem(last=False)
+        return FRAGMENT
+
+    def advance(self, offset: int, length: int, path: Path = UNKNOWN) -> list[Extent]:
+        """At each read, cached or not: what to ask for now beside it, in order."""
+        end = offset + length
+        if not -SLACK <= offset - self._front <= self._gap():
+            self._seek(offset)
+        if end > self._front:
+            self._run += end - max(offset, self._front)
+            self._front = end
+        if not self.window and not self._opens(offset, path):
+            return []
+        return self._ask(path)
+
+    def _gap(self) -> int:
+        """How far a read may lie after the last one and still go on from it."""
+        return SLACK if self.window else BLOCK
+
+    def _seek(self, offset: int) -> None:
+        self._judge()
+        self.runs += 1
+        self.window = self._run = self._ahead = self._began_ahead = 0
+        self._front = offset
+
+    def _judge(self) -> None:
+        """Whether what was read ahead in this run was of use."""
+        asked = self._ahead - self._began_ahead
+        if asked <= 0:
+            return
+        used = min(self._front, self._ahead) - self._began_ahead
+        self._doubt = min(self._doubt + 1, 6) if used < asked // 2 else max(0, self._doubt - 1)
+
+    def wasted(self, length: int) -> None:
+        """So much of what was read ahead had to go before anybody read it: there is less room than the window takes."""
+        if length and self.window:
+            self.window = max(BLOCK, self.window // 2)
+            self._most = max(4 * BLOCK, self._most // 2)
+
+    def retreat(self, offset: int, *, full: bool = False) -> None:
+        """What was asked for from `offset` on is not going to come. full: because there is no room for it."""
+        if not self.window:
+            return
+        self._ahead = min(self._ahead, -(-offset // BLOCK) * BLOCK)
+        if full:
+            self.wasted(1)
+
+    def _opens(self, offset: int, path: Path) -> bool:
+        """Whether the run is long enough to read ahead of it. The beginning of a file counts as one."""
+        enough = LARGE if offset == 0 and not self._doubt else BLOCK << self._doubt
+        if self._run < enough or self._size <= BLOCK:
+            return False
+        first = FAR_WINDOW if path.far else FIRST_WINDOW
+        self.window = min(self._most, first)
+        self._ahead = self._began_ahead = -(-self._front // BLOCK) * BLOCK
+        return True
+
+    def _ask(self, path: Path) -> list[Extent]:
+        most = min(self._most, path.window)
+        if self._front > self._ahead:  # the reader has skipped what was asked for
+            self._ahead = -(-self._front // BLOCK) * BLOCK
+        if self._ahead - self._front > self.window // 2 or self._ahead >= self._size:
+            return []
+        if self._front > self._began_ahead:  # some of it was used
+            self.window = min(most, self.window * 2)
+        extents = []
+        until = min(self._size, self._front + self.window)
+        while self._ahead < until:
+            length = min(_aligned(self._ahead, min(path.chunk, max(BLOCK, self.window // 4))), self._size - self._ahead)
+            extents.append((self._ahead, length))
+            self._ahead += length
+        return extents
+
+
+def _aligned(offset: int, most: int) -> int:
+    """The longest chunk that may begin at `offset`, a multiple of BLOCK."""
+    lowest = offset & -offset
+    return min(most, lowest) if lowest else _power_below(most)
+
+
+def _power_below(number: int) -> int:
+    """The largest power of two that is not larger."""
+    return 1 << (number.bit_length() - 1)
