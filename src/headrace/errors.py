@@ -105,6 +105,13 @@ class HostAwayError(UnreachableError):
     default_hint = "It goes on by itself once the host is back."
 
 
+class MountError(HeadraceError):
+    """This machine cannot mount, or not there."""
+
+    code = "mount"
+    default_hint = "See headrace doctor."
+
+
 class ConnectionLostError(HeadraceError):
     """The connection ended in the middle of something."""
 

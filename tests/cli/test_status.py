@@ -109,7 +109,7 @@ def ready(share: Sharing, home: Path) -> Sharing:
 
 def test_nothing_runs(home):
     ran = status(home)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"No share or transfer runs here.\n", b"")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"No share, transfer or mount runs here.\n", b"")
     assert status(home, "--json").stdout == b""
     for arguments in (("footage",), ("--limit-rate", "5M"), ("--limit-rate", "5M", "4711")):
         ran = status(home, *arguments)
@@ -185,7 +185,7 @@ def test_what_was_killed_is_cleared_away(home, folder):
         ready(share, home)
         share.end(signal.SIGKILL)
         assert len(list((home / "run").iterdir())) == 1
-        assert status(home).stdout == b"No share or transfer runs here.\n"
+        assert status(home).stdout == b"No share, transfer or mount runs here.\n"
         assert list((home / "run").iterdir()) == []
 
 
@@ -208,7 +208,7 @@ def test_a_home_whose_path_is_too_long_has_no_socket_and_works(tmp_path, folder)
     with Sharing(folder, home=home, options=("-vv",)) as share:
         wait_until(lambda: "no control socket" in share.stderr)
         assert run("ls", share.target, home=home).returncode == 0
-        assert status(home).stdout == b"No share or transfer runs here.\n"
+        assert status(home).stdout == b"No share, transfer or mount runs here.\n"
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "ls": Listed("List what is in a share."),
     "get": Listed("Fetch a file or a tree; resumes by default.", ("receive",)),
     "cat": Listed("Write a file's bytes to standard output."),
+    "mount": Listed("Show a share as a folder of this machine."),
+    "unmount": Listed("End a mount; it never hangs.", ("umount",)),
     "doctor": Listed("What this machine can do for transfers, and where the time goes on the way to a share."),
     "cache": Listed("What lies on this machine's disks already, and is not fetched again."),
     "status": Listed("What runs on this machine: shares, their peers, transfers, rates; and new limits for them."),

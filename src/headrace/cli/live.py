@@ -111,7 +111,7 @@ class LiveGet:
 
 
 @contextlib.contextmanager
-def open_to_status(program: LiveShare | LiveGet, kind: str) -> Iterator[None]:
+def open_to_status(program: control.Program, kind: str) -> Iterator[None]:
     """The control socket is there as long as the block runs, where there can be one."""
     socket = control.start(kind, program)
     try:

@@ -307,6 +307,43 @@ CONTENT_ADDRESSING: Final = _option(
 )
 READ_DATA: Final = _option("--read-data", is_flag=True, help="Read all indexed chunks, and compare their hashes.")
 
+FOREGROUND: Final = _option("--foreground", is_flag=True, help="Stay, and unmount at Ctrl-C.")
+ALLOW_OTHER: Final = _option(
+    "--allow-other", is_flag=True, help="Let other users of this machine in, as far as the files' modes do."
+)
+FUSE_OPTIONS: Final = _option(
+    "-o",
+    "--fuse-options",
+    multiple=True,
+    metavar="OPTS",
+    help="Mount options, separated by commas, as of mount(8). nonempty: also on a folder that is not empty.",
+)
+TIMEOUT: Final = _option(
+    "--timeout",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="The most that one call of a program may wait for the host; then it gets an error.",
+)
+CACHE_RAM: Final = _option(
+    "--cache-ram", type=Size(), default="256M", show_default=True, metavar="SIZE", help="Memory for what was read."
+)
+CACHE_DISK: Final = _option(
+    "--cache-disk",
+    type=Size(),
+    default="10G",
+    show_default=True,
+    metavar="SIZE",
+    help="Disk for what was read, below HEADRACE_HOME; 0 for none.",
+)
+OFFLINE: Final = _option("--offline", is_flag=True, help="Only what is cached; the host is never asked.")
+DEBUG_IO: Final = _option(
+    "--debug-io",
+    is_flag=True,
+    help="Every read is one plain request, nothing is cached: to tell a fast path's fault from a slow disk.",
+)
+
 _LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
 _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT, CONGESTION)
 
@@ -335,6 +372,11 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         *(*_REACH, IO, DATA_PLANE, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
+    "mount": (
+        *(FOREGROUND, ALLOW_OTHER, FUSE_OPTIONS, TIMEOUT, CACHE_RAM, CACHE_DISK, OFFLINE, DEBUG_IO, LIMIT_RATE),
+        *(*_REACH, JSON, *_LOGS),
+    ),
+    "unmount": (JSON, *_LOGS),
     "cache": (CACHE_ENTRIES, READ_DATA, JSON, *_LOGS),
     "status": (WATCH, LAN, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
     "peers": (JSON, *_LOGS),

@@ -96,7 +96,9 @@ class _Picture:
 
     def _once(self) -> int:
         snapshots = self._look()
-        if any(snapshot.get("peers") for snapshot in snapshots) and not self._stop.wait(GLANCE):
+        if any(snapshot.get("peers") or "bytes_read" in snapshot for snapshot in snapshots) and not self._stop.wait(
+            GLANCE
+        ):
             snapshots = self._look()
         self._show(snapshots)
         return 0
@@ -129,7 +131,7 @@ class _Picture:
                 output.write_text(json.dumps({"event": "status", "schema": output.SCHEMA, **snapshot}) + "\n")
             output.flush()
             return
-        shown = lines(snapshots) or ["No share or transfer runs here."]
+        shown = lines(snapshots) or ["No share, transfer or mount runs here."]
         if over:
             columns, rows = _size()
             body = "".join(f"{line[: columns - 1]}{_ERASE_LINE}\n" for line in shown[: rows - 1])

@@ -16,7 +16,7 @@ from headrace.errors import printable
 Snapshot = dict[str, Any]
 
 WINDOW: Final = 5.0  # seconds over which rates are averaged
-COUNTERS: Final = {"rate_sent": "bytes_sent", "rate_received": "bytes_received"}
+COUNTERS: Final = {"rate_sent": "bytes_sent", "rate_received": "bytes_received", "rate_read": "bytes_read"}
 
 
 class Rates:
@@ -39,6 +39,8 @@ class Rates:
         span = None if before is None else now - _number(before, "clock")
         peers_before = {peer.get("peer"): peer for peer in _peers(before or {})}
         shown = {name: value for name, value in snapshot.items() if name not in ("clock", "peers")}
+        if "peers" not in snapshot:
+            return {**shown, **_rates(snapshot, before, span)}
         peers = [{**peer, **_rates(peer, peers_before.get(peer.get("peer")), span)} for peer in _peers(snapshot)]
         return {**shown, **_rates(snapshot, before, span), "peers": peers}
 
@@ -46,12 +48,13 @@ class Rates:
 def _rates(now: Snapshot, before: Snapshot | None, span: float | None) -> dict[str, float | None]:
     """span: seconds between the two."""
     if span is None or span <= 0:
-        return dict.fromkeys(COUNTERS)
+        return {rate: None for rate, counter in COUNTERS.items() if counter in now}
     if before is None or _number(before, "seconds") > _number(now, "seconds"):  # a peer that came in between, or again
         before, span = {}, min(span, max(_number(now, "seconds"), 0.001))
     return {
         rate: round(max(0.0, _number(now, counter) - _number(before, counter)) / span)
         for rate, counter in COUNTERS.items()
+        if counter in now
     }
 
 
@@ -59,7 +62,7 @@ def lines(snapshots: list[Snapshot]) -> list[str]:
     """A few lines for each program, shares first."""
     found: list[str] = []
     for snapshot in snapshots:
-        found += _share(snapshot) if snapshot.get("kind") == "share" else _transfer(snapshot)
+        found += _VIEWS.get(_text(snapshot.get("kind")), _transfer)(snapshot)
     return found
 
 
@@ -129,6 +132,30 @@ def _transfer(get: Snapshot) -> list[str]:
     if get.get("limit_rate") is not None:
         progress.append(f"limit {human_limit(_number(get, 'limit_rate'))}")
     return ["  ".join(head), f"  {'  '.join(progress)}"]
+
+
+def _mount(mount: Snapshot) -> list[str]:
+    head = [
+        f"mount {_text(mount.get('target'))} on {_text(mount.get('dir'))}",
+        f"code {_text(mount.get('share'))}-…",
+        f"pid {_text(mount.get('pid'))}",
+        f"up {human_seconds(_number(mount, 'seconds'))}",
+    ]
+    how = f"{_text(mount.get('transport'))}, protocol {_text(mount.get('protocol'))}"
+    traffic = ["offline" if mount.get("offline") else how if mount.get("up") else "the host is away"]
+    traffic.append(f"{human_size(round(_number(mount, 'bytes_read')))} read")
+    if mount.get("rate_read") is not None:
+        traffic.append(human_rate(_number(mount, "rate_read")))
+    traffic.append(f"{round(_number(mount, 'open')):,} open")
+    if mount.get("limit_rate") is not None:
+        traffic.append(f"limit {human_limit(_number(mount, 'limit_rate'))}")
+    errors = mount.get("errors")
+    if isinstance(errors, dict) and errors:
+        traffic.append("errors: " + ", ".join(f"{_text(word)} {_text(count)}" for word, count in errors.items()))
+    return ["  ".join(head), f"  {'  '.join(traffic)}"]
+
+
+_VIEWS: Final = {"share": _share, "mount": _mount}
 
 
 def _peers(share: Mapping[str, Any]) -> list[Snapshot]:

@@ -1,0 +1,364 @@
+"""The share as a file system: what each of the kernel's requests comes to.
+
+Attributes and listings come from `Names`, bytes from `Files`, both of which cache and neither of which waits beyond the
+deadline it is given. Read-only; the kernel itself refuses to write and checks permissions by the modes.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from headrace.errors import (
+    HeadraceError,
+    HostAwayError,
+    NotFoundError,
+    RefusedError,
+    SourceChangedError,
+    UnreachableError,
+)
+from headrace.mount import wire
+from headrace.mount.nodes import Node, Nodes, identity, ino_of
+from headrace.mount.server import Handler, Piece, Request
+from headrace.mount.wire import Op
+from headrace.protocol.messages import Entry
+from headrace.protocol.paths import BadPathError, RelPath
+
+log = logging.getLogger("headrace.mount")
+
+TIMEOUT: Final = 30.0  # seconds that one call may take
+# How long the kernel may believe what it was told, in seconds. Asking us costs it some 0.03 ms; our own caches decide
+# when the host is asked. While the host tells of changes they are passed on, and the time is only the last resort.
+BRIEF: Final = 1
+LONG: Final = 10
+BLOCK: Final = 4096  # bytes; st_blksize and f_bsize
+_TYPES: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK, "o": stat.S_IFSOCK}
+_LINK_MODE: Final = 0o777
+_DOTS: Final = 2  # `.` and `..` come first in a directory
+
+# What a program is told of what went wrong. The first class that fits counts.
+ERRNO: Final[Sequence[tuple[type[Exception], int]]] = (
+    (NotFoundError, errno.ENOENT),
+    (RefusedError, errno.EACCES),
+    (SourceChangedError, errno.ESTALE),
+    (HostAwayError, errno.EIO),
+    (UnreachableError, errno.EIO),
+    (HeadraceError, errno.EIO),
+    (BadPathError, errno.ENAMETOOLONG),
+    (MemoryError, errno.ENOMEM),
+)
+
+
+class Space(Protocol):
+    """What statfs(2) says of the host's file system. Bytes; -1 or 0 where it is not known."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def files(self) -> int: ...
+    @property
+    def files_free(self) -> int: ...
+
+
+class Names(Protocol):
+    """Entries of the share, cached. Paths are below what is mounted. See client.attributes.Attributes."""
+
+    def stat(self, path: RelPath, deadline: float) -> Entry: ...
+    def list(self, path: RelPath, deadline: float) -> Sequence[Entry]: ...
+    def statfs(self, deadline: float) -> Space | None: ...
+    @property
+    def watching(self) -> bool: ...
+
+
+class OpenFile(Protocol):
+    """See client.blocks.BlockFile."""
+
+    def read(self, offset: int, length: int, deadline: float) -> bytes | memoryview: ...
+    def close(self) -> None: ...
+
+
+class FileSystem:
+    """Implements server.Operations. Called from many threads.
+
+    open_file: path below what is mounted, and the entry of the version to open. direct: the kernel caches no pages, so
+    that every read comes here.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        open_file: Callable[[RelPath, Entry], OpenFile],
+        root: Entry,
+        *,
+        timeout: float = TIMEOUT,
+        direct: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._names = names
+        self._open_file = open_file
+        self._timeout = timeout
+        self._clock = clock
+        self._file_flags = wire.FOPEN_NOFLUSH | (wire.FOPEN_DIRECT_IO if direct else wire.FOPEN_KEEP_CACHE)
+        self.nodes: Final = Nodes(root)
+        self._handles: dict[int, _File | _Directory] = {}
+        self._numbers = itertools.count(1)
+        self._owner = os.getuid(), os.getgid()
+        self.errors: Counter[str] = Counter()  # by the error's word
+        self._counting = threading.Lock()
+        self.bytes_read = 0  # given to the kernel; approximate: threads count without a lock
+
+    def handlers(self) -> Mapping[int, Handler]:
+        return {
+            Op.LOOKUP: self._lookup,
+            Op.FORGET: self._forget,
+            Op.BATCH_FORGET: self._forget_many,
+            Op.GETATTR: self._getattr,
+            Op.READLINK: self._readlink,
+            Op.OPEN: self._open,
+            Op.READ: self._read,
+            Op.RELEASE: self._release,
+            Op.OPENDIR: self._opendir,
+            Op.READDIR: self._readdir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.RELEASEDIR: self._release,
+            Op.STATFS: self._statfs,
+            Op.DESTROY: lambda _: b"",
+        }
+
+    def unexpected(self, why: Exception) -> int:
+        word = why.code if isinstance(why, HeadraceError) else type(why).__name__
+        with self._counting:
+            self.errors[word] += 1
+            first = self.errors[word] == 1
+        for kind, number in ERRNO:
+            if isinstance(why, kind):
+                if first and number == errno.EIO:
+                    log.warning("a call in the mounted folder fails: %s (further ones are only counted)", why)
+                return number
+        log.error("a call in the mounted folder failed unexpectedly", exc_info=why, stack_info=False)
+        return errno.EIO
+
+    @property
+    def handles(self) -> int:
+        """Files and directories that are open."""
+        return len(self._handles)
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+
+    def _lookup(self, request: Request) -> Piece:
+        parent = self._node(request.node)
+        name = bytes(request.body).rstrip(b"\0")
+        try:
+            entry = self._names.stat(parent.path / name, self._deadline())
+        except NotFoundError:
+            return wire.ENTRY_HEAD.pack(0, 0, self._valid(), 0, 0, 0) + bytes(wire.ATTR.size)
+        return self._told(parent, _named(entry, name))
+
+    def _told(self, parent: Node, entry: Entry) -> bytes:
+        node = self.nodes.tell(parent, entry)
+        valid = self._valid()
+        return wire.ENTRY_HEAD.pack(node.number, 0, valid, valid, 0, 0) + self._attr(node.ino, entry)
+
+    def _forget(self, request: Request) -> Piece:
+        (times,) = wire.FORGET_IN.unpack_from(request.body)
+        self.nodes.forget(request.node, times)
+        return b""
+
+    def _forget_many(self, request: Request) -> Piece:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(request.body)
+        start = wire.BATCH_FORGET_IN.size
+        for node, times in wire.FORGET_ONE.iter_unpack(request.body[start : start + count * wire.FORGET_ONE.size]):
+            self.nodes.forget(node, times)
+        return b""
+
+    def _getattr(self, request: Request) -> Piece:
+        node = self._node(request.node)
+        if not (node.opened and node.entry.kind == "f"):  # what is open stays at its version
+            node.entry = self._now(node)
+        return wire.ATTR_HEAD.pack(self._valid(), 0, 0) + self._attr(node.ino, node.entry)
+
+    def _now(self, node: Node) -> Entry:
+        """The entry that has the node's path now. ESTALE, upon which the kernel looks the name up anew, where that is
+        another version."""
+        try:
+            entry = self._names.stat(node.path, self._deadline())
+        except NotFoundError as why:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from why
+        if identity(entry) != identity(node.entry):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return _named(entry, node.name)
+
+    def _readlink(self, request: Request) -> Piece:
+        return self._node(request.node).entry.target
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _open(self, request: Request) -> Piece:
+        node = self._node(request.node)
+        entry = self._now(node)
+        if entry.kind != "f":
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return self._opened(_File(node, self._open_file(node.path, entry)), self._file_flags)
+
+    def _opened(self, handle: _File | _Directory, flags: int) -> bytes:
+        number = next(self._numbers)
+        with self._counting:
+            handle.node.opened += 1
+        self._handles[number] = handle
+        return wire.OPEN_OUT.pack(number, flags, 0)
+
+    def _read(self, request: Request) -> Piece:
+        number, offset, size = wire.READ_IN.unpack_from(request.body)
+        handle = self._handles.get(number)
+        if not isinstance(handle, _File):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        data = handle.file.read(offset, size, self._deadline())
+        self.bytes_read += len(data)
+        return data
+
+    def _release(self, request: Request) -> Piece:
+        (number,) = wire.RELEASE_IN.unpack_from(request.body)
+        handle = self._handles.pop(number, None)
+        if handle:
+            with self._counting:
+                handle.node.opened -= 1
+            if isinstance(handle, _File):
+                handle.file.close()
+        return b""
+
+    # ---- directories -----------------------------------------------------------------------------------------------
+
+    def _opendir(self, request: Request) -> Piece:
+        """The listing is taken now, and stays as it is for this handle."""
+        node = self._node(request.node)
+        entries = self._names.list(node.path, self._deadline())
+        flags = wire.FOPEN_CACHE_DIR
+        if node.listed is entries:
+            flags |= wire.FOPEN_KEEP_CACHE
+        node.listed = entries
+        return self._opened(_Directory(node, entries), flags)
+
+    def _readdir(self, request: Request) -> Piece:
+        handle, offset, size = self._directory(request)
+        answer = bytearray()
+        for position, name, ino, kind in handle.names(offset):
+            length = _padded(wire.DIRENT.size + len(name))
+            if len(answer) + length > size:
+                break
+            answer += wire.DIRENT.pack(ino, position, len(name), kind) + name
+            answer += bytes(-len(answer) % 8)
+        return answer
+
+    def _readdirplus(self, request: Request) -> Piece:
+        """With the attributes of every entry, so that nobody has to ask for them one by one."""
+        handle, offset, size = self._directory(request)
+        answer = bytearray()
+        for position, name, ino, kind in handle.names(offset):
+            length = _padded(wire.ENTRY_HEAD.size + wire.ATTR.size + wire.DIRENT.size + len(name))
+            if len(answer) + length > size:
+                break
+            if position <= _DOTS:
+                answer += bytes(wire.ENTRY_HEAD.size + wire.ATTR.size)
+            else:
+                answer += self._told(handle.node, handle.entries[position - _DOTS - 1])
+            answer += wire.DIRENT.pack(ino, position, len(name), kind) + name
+            answer += bytes(-len(answer) % 8)
+        return answer
+
+    def _directory(self, request: Request) -> tuple[_Directory, int, int]:
+        """(the open directory, where to begin, the most bytes to answer)."""
+        number, offset, size = wire.READ_IN.unpack_from(request.body)
+        handle = self._handles.get(number)
+        if not isinstance(handle, _Directory):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle, offset, size
+
+    # ---- the whole -------------------------------------------------------------------------------------------------
+
+    def _statfs(self, request: Request) -> Piece:
+        space = self._names.statfs(self._deadline())
+        if space is None:  # a host that does not say
+            return wire.STATFS_OUT.pack(0, 0, 0, 0, 0, BLOCK, 255, BLOCK)
+        blocks = (max(0, number) // BLOCK for number in (space.total, space.free, space.available))
+        return wire.STATFS_OUT.pack(*blocks, max(0, space.files), max(0, space.files_free), BLOCK, 255, BLOCK)
+
+    def _node(self, number: int) -> Node:
+        node = self.nodes.get(number)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def _deadline(self) -> float:
+        return self._clock() + self._timeout
+
+    def _valid(self) -> int:
+        return LONG if self._names.watching else BRIEF
+
+    def _attr(self, ino: int, entry: Entry) -> bytes:
+        seconds, rest = wire.seconds(entry.mtime_ns)
+        size = len(entry.target) if entry.kind == "l" else entry.size if entry.kind == "f" else 0
+        mode = _TYPES[entry.kind] | (_LINK_MODE if entry.kind == "l" else entry.mode)
+        # One link: how many there are is not told, and of a directory 1 says that its subdirectories are not counted.
+        return wire.ATTR.pack(
+            *(ino, size, (size + 511) // 512, seconds, seconds, seconds, rest, rest, rest),
+            *(mode, 1, *self._owner, 0, BLOCK, 0),
+        )
+
+
+class _File:
+    __slots__ = ("file", "node")
+
+    def __init__(self, node: Node, file: OpenFile) -> None:
+        self.node = node
+        self.file = file
+
+
+class _Directory:
+    __slots__ = ("entries", "node")
+
+    def __init__(self, node: Node, entries: Sequence[Entry]) -> None:
+        self.node = node
+        self.entries = entries
+
+    def names(self, offset: int) -> itertools.chain[tuple[int, bytes, int, int]]:
+        """(the offset behind it, name, inode number, type) of what lies behind `offset`."""
+        node = self.node
+        own = node.ino
+        dots = [(1, b".", own, 4), (2, b"..", node.parent.ino if node.parent else own, 4)]
+        rest = range(max(0, offset - _DOTS), len(self.entries))
+        entries = self.entries
+        return itertools.chain(
+            dots[offset:],
+            (
+                (
+                    index + _DOTS + 1,
+                    entries[index].name,
+                    ino_of(own, entries[index].name),
+                    _TYPES[entries[index].kind] >> 12,
+                )
+                for index in rest
+            ),
+        )
+
+
+def _named(entry: Entry, name: bytes) -> Entry:
+    """The entry under the name it was asked for: the root of a share has none, or another."""
+    if entry.name == name:
+        return entry
+    return Entry(name, entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.target, entry.version, entry.sparse)
+
+
+def _padded(length: int) -> int:
+    return (length + 7) & ~7
