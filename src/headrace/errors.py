@@ -70,6 +70,14 @@ class ShareLockedError(RefusedError):
     default_hint = "Wait, then try again with the right code. Peers that paired before can still connect."
 
 
+class ShareFullError(RefusedError):
+    """As many clients use the share as its owner lets in."""
+
+    code = "full"
+    retryable = True
+    default_hint = "Try again later, or ask for a higher --max-clients."
+
+
 class CredentialUnknownError(RefusedError):
     """The host does not know this peer's credential (any more); pairing with the code again mends it."""
 
@@ -232,6 +240,7 @@ FROM_HOST: dict[str, type[HeadraceError]] = {
         RefusedError,
         WrongCodeError,
         ShareLockedError,
+        ShareFullError,
         CredentialUnknownError,
         PermissionRefusedError,
         NoCommonVersionError,

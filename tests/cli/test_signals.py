@@ -60,4 +60,5 @@ def test_work_that_does_not_listen_is_left_behind():
 def test_waiting_for_a_signal_starts_with_one_ready_to_come():
     stopped = signals.wait_for_one(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
+    assert stopped
     assert stopped.exit_code == 143

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from headrace.errors import ShareFullError
 from headrace.host.registry import Registry
 from headrace.protocol.session import Agreed
 from headrace.transport.base import Stream
@@ -132,3 +133,16 @@ def test_a_rate_of_nothing_is_none(rate: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         registry.limits.rate = rate
     assert registry.limits.rate == 5.0
+
+
+def test_one_peer_more_than_may_be_there_is_refused_and_further_connections_of_one_are_not() -> None:
+    registry = Registry(max_peers=1)
+    total = Limit(None)
+    with registry.present(Wire(), agreed(ALICE), "192.0.2.6", total):  # type: ignore[arg-type]
+        with registry.present(Wire(), agreed(ALICE), "192.0.2.6", total):  # type: ignore[arg-type]
+            pass
+        with pytest.raises(ShareFullError), registry.present(Wire(), agreed(BOB), "192.0.2.7", total):  # type: ignore[arg-type]
+            pytest.fail("it was let in")
+        assert [peer.connections for peer in registry.look().peers] == [1]
+    with registry.present(Wire(), agreed(BOB), "192.0.2.7", total):  # type: ignore[arg-type]
+        assert len(registry.look().peers) == 1

@@ -238,6 +238,17 @@ CODE: Final = _option(
     metavar="CODE",
     help="Use this code, not a fresh one. Better in HEADRACE_CODE or --code-file: the process list shows options.",
 )
+ALLOW: Final = _option(
+    "--allow",
+    type=Patterns(),
+    multiple=True,
+    metavar="CIDR",
+    help="Take connections from this network only, as in 192.168.1.0/24. Repeatable.",
+)
+MAX_CLIENTS: Final = _option(
+    "--max-clients", type=click.IntRange(min=1), metavar="N", help="Clients that may be connected at once."
+)
+EXPIRE: Final = _option("--expire", type=Duration(), metavar="TIME", help="Stop sharing after this time, as in 2h.")
 NO_DISCOVERY: Final = _option(
     "--no-discovery", is_flag=True, help="Do not announce the share on the LAN; CODE alone does not find it then."
 )
@@ -353,6 +364,9 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         PORT,
         BIND,
         NO_DISCOVERY,
+        ALLOW,
+        MAX_CLIENTS,
+        EXPIRE,
         NAME,
         CODE,
         CODE_FILE,

@@ -34,6 +34,9 @@ def share(
     port: int,
     bind: str,
     no_discovery: bool,
+    allow: tuple[str, ...],
+    max_clients: int | None,
+    expire: float | None,
     name: str | None,
     code: str | None,
     limit_peer: int | None,
@@ -71,6 +74,8 @@ def share(
             buffers=buffers,
             io=io,
             discovery=not no_discovery,
+            allow=allow,
+            max_clients=max_clients,
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )
@@ -89,11 +94,13 @@ def share(
 
             while_it_runs.enter_context(open_to_status(LiveShare(server, reporter.report), "share"))
 
-        stopped = signals.wait_for_one(begin)
+        stopped = signals.wait_for_one(begin, expire)
         server.stop()
-    if not common.quiet:
-        output.note("stopped")
-    raise stopped
+    if stopped:
+        if not common.quiet:
+            output.note("stopped")
+        raise stopped
+    reporter.report({"event": "expired", "seconds": expire})
 
 
 def _code(context: click.Context, given: str | None, common: options.Common) -> Code | None:
@@ -148,6 +155,8 @@ class _Reporter:
             log.info("%s", _peer(event))
         elif event["event"] == "transfer":
             log.info("%s", _transfer(event))
+        elif event["event"] == "expired":
+            output.note("the time of this share is over")
         elif event["event"] == "limit":
             limits = (human_limit(event["limit_rate"]), human_limit(event["limit_peer"]))
             log.info("limits are now: %s in all, %s each peer", *limits)

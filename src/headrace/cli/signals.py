@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
@@ -63,12 +64,18 @@ def run[T](work: Callable[[], T], *, cancel: Callable[[], None] = _nothing, tick
     return results[0]
 
 
-def wait_for_one(begin: Callable[[], None]) -> Stopped:
-    """Calls `begin` and blocks until a signal comes, during `begin` included; which one it was."""
+def wait_for_one(begin: Callable[[], None], seconds: float | None = None) -> Stopped | None:
+    """Calls `begin` and blocks until a signal comes, during `begin` included; which one it was.
+
+    seconds: after `begin`, until the time is over; then the answer is None.
+    """
     with _noted() as numbers:
         begin()
+        until = None if seconds is None else time.monotonic() + seconds
         never = threading.Event()
         while not numbers:
+            if until is not None and time.monotonic() >= until:
+                return None
             never.wait(POLL)
         return Stopped(numbers[0])
 

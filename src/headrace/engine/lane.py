@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
+from typing import Final
 
-from headrace.errors import ConnectionLostError, EndedByHostError, ProtocolError, printable
+from headrace.errors import (
+    ConnectionLostError,
+    EndedByHostError,
+    ProtocolError,
+    ShareFullError,
+    from_wire,
+    printable,
+)
 from headrace.protocol.messages import Batch, Chunk, Data, Error, Goodbye, Message
 from headrace.transport.framed import MessageStream
+
+log = logging.getLogger("headrace.lane")
+
+LAST_WORDS: Final = 1.0  # seconds in which they come, if there are any
 
 
 class Lane:
@@ -72,18 +85,29 @@ class Lane:
     def _receive(self) -> tuple[Message, int]:
         if self._unsent:
             unsent, self._unsent = self._unsent, []
-            self.messages.send_all(unsent)
+            try:
+                self.messages.send_all(unsent)
+            except ConnectionLostError:
+                self._hear_why()
+                raise
         message, payload = self.messages.expect()
+        _raise_if_over(message)
         answers = getattr(message, "id", None)
-        if isinstance(message, Error) and answers == 0:
-            raise EndedByHostError(f"the host ended the connection: {printable(message.message)}")
-        if isinstance(message, Goodbye):
-            raise EndedByHostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")
         if not self._pending or answers != self._pending[0]:
             raise ProtocolError("the host answered something that it was not asked")
         if payload and not isinstance(message, (Chunk, Data, Batch)):
             raise ProtocolError(f"the host sent {type(message).__name__} with a payload")
         return message, payload
+
+    def _hear_why(self) -> None:
+        """The host takes nothing any more. What it said last may lie here, and tells more than that."""
+        self.messages.stream.set_deadline(LAST_WORDS)
+        try:
+            _raise_if_over(self.messages.expect()[0])
+        except EndedByHostError:
+            raise
+        except (ConnectionLostError, ProtocolError) as also:
+            log.debug("the host said nothing more (%s)", also.message)
 
     def answered(self) -> None:
         """The oldest request's answer is complete."""
@@ -95,3 +119,13 @@ class Lane:
         received = self.part()
         self.answered()
         return received
+
+
+def _raise_if_over(message: Message) -> None:
+    """Where the host ends the whole connection: why it does."""
+    if isinstance(message, Error) and message.id == 0:
+        if message.code == ShareFullError.code:  # at the beginning, before anything was answered
+            raise from_wire(message.code, message.message)
+        raise EndedByHostError(f"the host ended the connection: {printable(message.message)}")
+    if isinstance(message, Goodbye):
+        raise EndedByHostError(f"the host said goodbye: {printable(message.reason) or 'it gave no reason'}")

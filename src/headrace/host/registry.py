@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from headrace.errors import ShareFullError
 from headrace.protocol.session import Agreed
 from headrace.transport.base import Stream
 from headrace.transport.pacing import Limit, pace
@@ -94,8 +95,18 @@ class PeerLimits:
 class Registry:
     """The connections of one share that got in. Thread-safe; as large as the number of connections."""
 
-    def __init__(self, limit_peer: float | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """limit_peer: bytes a second to each peer, and as many from it; `limits.rate` changes it later."""
+    def __init__(
+        self,
+        limit_peer: float | None = None,
+        *,
+        max_peers: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """limit_peer: bytes a second to each peer, and as many from it; `limits.rate` changes it later.
+
+        max_peers: how many may be connected at once, each with as many connections as it likes; None: no limit.
+        """
+        self._max_peers = max_peers
         self.limits = PeerLimits(limit_peer)
         self._clock = clock
         self._lock = threading.Lock()
@@ -105,7 +116,10 @@ class Registry:
 
     @contextlib.contextmanager
     def present(self, stream: Stream, agreed: Agreed, address: str, limit: Limit) -> Iterator[None]:
-        """As long as the block runs, the stream counts as its peer's, and keeps to that peer's limit and to `limit`."""
+        """As long as the block runs, the stream counts as its peer's, and keeps to that peer's limit and to `limit`.
+
+        Raises ShareFullError where one peer more would be too many.
+        """
         peer = self._enter(stream, agreed, address)
         # Its own first: whoever waits for that holds nothing of what is there for all.
         pace(stream, peer.limit, limit)
@@ -128,6 +142,10 @@ class Registry:
         with self._lock:
             peer = self._peers.get(agreed.peer)
             if peer is None:
+                if self._max_peers is not None and len(self._peers) >= self._max_peers:
+                    raise ShareFullError(
+                        f"this share takes no more than {self._max_peers} at once, and that many are connected"
+                    )
                 peer = self._peers[agreed.peer] = _Peer(self.limits.begin(agreed.peer), self._clock())
             peer.agent, peer.address, peer.protocol = agreed.agent, address, agreed.version
             peer.transport = stream.transport

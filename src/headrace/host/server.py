@@ -19,6 +19,7 @@ from headrace import config
 from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
 from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
+from headrace.host.allowed import Allowed
 from headrace.host.guesses import GuessLimit
 from headrace.host.handshakes import Handshakes
 from headrace.host.registry import Registry
@@ -71,6 +72,8 @@ class ShareServer:
         limit_peer: float | None = None,
         transports: Collection[str] = TRANSPORTS,
         discovery: bool = False,
+        allow: Sequence[str] = (),
+        max_clients: int | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -82,6 +85,8 @@ class ShareServer:
         transports: `tcp`, and `quic` for UDP on the same port number beside it; where that cannot be had, a warning
         says so once and the share goes on by TCP.
         discovery: announce the public group of the code on the LAN.
+        allow: networks, as in 192.168.0.0/16, from which connections are taken; none: from everywhere. max_clients:
+        peers that may be connected at once.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -90,7 +95,8 @@ class ShareServer:
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
         self.limit = Limit(limit_rate)
-        self.registry = Registry(limit_peer)
+        self.registry = Registry(limit_peer, max_peers=max_clients)
+        self._allowed = Allowed(allow)
         self.limit_peer = self.registry.limits
         self._io = platform_io(io)
         with contextlib.ExitStack() as undo:
@@ -226,10 +232,11 @@ class ShareServer:
                     log.warning("a connection could not be accepted: %s", why)
                     threading.Event().wait(0.1)
                 continue
-            if self._full(str(address[0])):
+            whence = str(address[0]).removeprefix("::ffff:")
+            if whence not in self._allowed or self._full(whence):
                 sock.close()
                 continue
-            self._serve(sock, str(address[0]).removeprefix("::ffff:"))
+            self._serve(sock, whence)
 
     def _serve(self, sock: socket.socket, address: str) -> None:
         try:
@@ -244,7 +251,7 @@ class ShareServer:
 
     def _offered(self, stream: Served, address: str) -> None:
         """A stream that came by QUIC; called by QUIC's thread. ConnectionLostError turns it away."""
-        if self._full(address) or not self._begin(stream, address):
+        if address not in self._allowed or self._full(address) or not self._begin(stream, address):
             raise ConnectionLostError("the host takes no more connections")
 
     def _full(self, address: str) -> bool:
