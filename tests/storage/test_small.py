@@ -31,7 +31,7 @@ def dest(tmp_path: Path) -> Iterator[Destination]:
         yield found
 
 
-@pytest.fixture(params=["nameless", "unsupported", "no link"])
+@pytest.fixture(params=["nameless", "unsupported", "no proc", "no link"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What this system can do."""
     how: str = request.param
@@ -42,13 +42,20 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             raise OSError(errno.EOPNOTSUPP, "not here")
         return honest_open(where, flags, *more, **named)
 
-    def no_link(source: Any, *more: Any, **named: Any) -> None:
-        if os.fsencode(source).startswith(b"/proc/"):
+    def no_proc(where: Any, *more: Any, **named: Any) -> int:
+        if os.fsencode(where).startswith(b"/proc/"):
             raise OSError(errno.ENOENT, "no /proc")
+        return honest_open(where, *more, **named)
+
+    def no_link(source: Any, *more: Any, **named: Any) -> None:
+        if "src_dir_fd" in named:
+            raise OSError(errno.EXDEV, "not here")
         honest_link(source, *more, **named)
 
     if how == "unsupported":
         monkeypatch.setattr(os, "open", no_open)
+    if how == "no proc":
+        monkeypatch.setattr(os, "open", no_proc)
     if how == "no link":
         monkeypatch.setattr(os, "link", no_link)
     return how
@@ -149,4 +156,6 @@ def test_no_descriptor_is_left(dest: Destination) -> None:
     with dest.small_files() as writer:
         for number in range(300):
             write(writer, f"sub{number % 3}/{number}")
-    assert len(os.listdir("/proc/self/fd")) <= before + 3  # the folders that the destination keeps
+    assert len(os.listdir("/proc/self/fd")) <= before + 4  # the folders that the destination keeps, and /proc/self/fd
+    dest.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # its root

@@ -78,6 +78,7 @@ class Destination:
 
     def close(self) -> None:
         self._dirs.close()
+        self._nameless.close()
 
     def __enter__(self) -> Self:
         return self

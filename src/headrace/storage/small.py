@@ -7,13 +7,14 @@ import errno
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from headrace.errors import HeadraceError, NotFoundError, SourceChangedError
-from headrace.protocol.paths import MAX_PATH, RelPath, check_name
+from headrace.protocol.paths import MAX_NAME, MAX_PATH, RelPath, check_name
 from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name, part_names
 from headrace.storage.oserrors import host_errors, label
@@ -24,6 +25,7 @@ from headrace.storage.tree import SharedTree, version_of
 
 log = logging.getLogger("headrace.storage")
 
+_DOT: Final = ord(".")
 _NO_FOLDER: Final = b"/"  # no path begins like that
 _NAMELESS: Final = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
 # What opening or linking a file without a name says where that cannot be done at all (old kernels, network and FUSE
@@ -56,9 +58,10 @@ class SmallReader:
         if not raw or self._fd < 0:  # the root of a share may be a file
             fd, st = self._tree.open_file(RelPath.parse(raw))
             return self._read_open(fd, st, raw, version, room)
-        check_name(name)
-        if is_inflight_name(name):
-            raise NotFoundError(f"no such path in the share: {label(raw)}")
+        if not _is_plain(name):
+            check_name(name)
+            if is_inflight_name(name):
+                raise NotFoundError(f"no such path in the share: {label(raw)}")
         try:
             fd = os.open(name, READ_FLAGS, dir_fd=self._fd)
         except OSError:
@@ -120,6 +123,11 @@ class SmallReader:
             os.close(fd)
 
 
+def _is_plain(name: bytes) -> bool:
+    """Whether `name`, in which there is no `/`, is surely the name of a file that may be asked for: most are."""
+    return 0 < len(name) <= MAX_NAME and name[0] != _DOT and b"\0" not in name
+
+
 def _changed(raw: bytes) -> SourceChangedError:
     return SourceChangedError(f"{label(raw)} changed while it was being read")
 
@@ -144,6 +152,21 @@ class Nameless:
 
     def __init__(self, works: bool = hasattr(os, "O_TMPFILE")) -> None:
         self.works = works
+        self._numbers = -1  # /proc/self/fd, open: the way there from the root costs as much as the link
+        self._lock = threading.Lock()
+
+    def numbers(self) -> int:
+        """A folder in which each descriptor of this process has its number for a name. OSError where there is none."""
+        with self._lock:
+            if self._numbers < 0:
+                self._numbers = os.open(b"/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._numbers
+
+    def close(self) -> None:
+        with self._lock:
+            if self._numbers >= 0:
+                os.close(self._numbers)
+            self._numbers = -1
 
     def fails(self, why: OSError) -> None:
         """They cannot be: from here on every file is made the longer way."""
@@ -176,7 +199,7 @@ class SmallWriter:
         self._usable = io.name != PlainIO.name  # the debug mode does nothing clever
         self._folder: tuple[bytes, ...] | None = None
         self._held: AbstractContextManager[int] | None = None
-        self._fd = -1
+        self._fd = self._numbers = -1
         self._kept: set[int] = set()  # permissions that a new file has as they were asked for: umask and ACL allow it
 
     def write(
@@ -238,7 +261,9 @@ class SmallWriter:
             os.close(fd)
             return False
         try:
-            os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=folder, follow_symlinks=True)
+            if self._numbers < 0:
+                self._numbers = self._nameless.numbers()
+            os.link(b"%d" % fd, name, src_dir_fd=self._numbers, dst_dir_fd=folder, follow_symlinks=True)
         except OSError as why:
             if why.errno in _UNLINKABLE:
                 self._nameless.fails(why)
