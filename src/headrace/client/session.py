@@ -302,7 +302,7 @@ class Session:
                 directory.relative_to(path)
             except ValueError as why:
                 raise ProtocolError(f"the host lists an impossible directory: {why}") from why
-            if not all(map(_is_usual, part.entries)):
+            if not _are_usual(part.entries):
                 for entry in part.entries:
                     _checked(entry)
             entries = _nameable(directory, part.entries)
@@ -357,20 +357,27 @@ def _part_with(lane: Lane) -> None:
     lane.messages.close()
 
 
-def _is_usual(entry: Entry) -> bool:
-    """Whether Entry.check has nothing against it, for a quarter of its time; False: ask it."""
-    name, kind = entry.name, entry.kind
-    return (
-        0 < len(name) <= MAX_NAME
-        and b"/" not in name
-        and b"\0" not in name
-        and name != b"."
-        and name != b".."
-        and 0 <= entry.size <= MAX_FILE_SIZE
-        and 0 <= entry.mtime_ns < 1 << 63
-        and 0 <= entry.mode <= 0o7777
-        and not entry.target
-        and len(entry.version) == (VERSION_SIZE if kind == "f" else 0)
+def _are_usual(entries: Entries) -> bool:
+    """Whether Entry.check has nothing against any of them, for a fifth of its time. False: ask it."""
+    names = [entry.name for entry in entries]
+    sizes = [entry.size for entry in entries]
+    times = [entry.mtime_ns for entry in entries]
+    all_names = b"\0".join(names)
+    return not entries or (
+        b"" not in names
+        and b"." not in names
+        and b".." not in names
+        and b"/" not in all_names
+        and all_names.count(b"\0") == len(names) - 1
+        and max(map(len, names)) <= MAX_NAME
+        and min(sizes) >= 0
+        and max(sizes) <= MAX_FILE_SIZE
+        and min(times) >= 0
+        and max(times) < 1 << 63
+        and not any(mode & ~0o7777 for mode in {entry.mode for entry in entries})
+        and {entry.target for entry in entries} == {b""}
+        and {len(entry.version) for entry in entries if entry.kind == "f"} <= {VERSION_SIZE}
+        and {len(entry.version) for entry in entries if entry.kind != "f"} <= {0}
     )
 
 

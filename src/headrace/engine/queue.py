@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from headrace.errors import HeadraceError
 from headrace.protocol.messages import MAX_BATCH_FILE, MIB, Entry
 from headrace.protocol.paths import RelPath
@@ -20,8 +22,7 @@ GROUP_BYTES: Final = MIB
 GROUP_LEAST: Final = 64  # files for which a busy worker asks at once; fewer wait for more, or for it to be idle
 
 
-@dataclass(eq=False, slots=True)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One file to fetch. source: its path in the share; dest: below the destination.
 
     replace: an existing file at dest may be replaced. compare: only if its content differs (sizes are equal).
@@ -35,7 +36,7 @@ class Job:
     compare: bool = False
     fresh: bool = False
     attempt: int = 1
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     partial: Partial | None = None
     in_flight: int = 0
     written: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 MAX_NAME: Final = 255  # bytes in one component; the limit of every common file system
 MAX_PATH: Final = 4096  # bytes in a whole path, separators included (PATH_MAX on Linux)
@@ -29,8 +30,7 @@ def check_name(name: bytes) -> bytes:
     return name
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RelPath:
+class RelPath(msgspec.Struct, frozen=True, order=True, gc=False):
     """A path below the root of a share, as its components. `RelPath()` is the root itself.
 
     The only ways to make one from outside data are `parse` and `/`, and both refuse `..`, absolute paths and NUL,
