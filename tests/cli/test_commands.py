@@ -330,6 +330,7 @@ def test_get_json(sharing, home, tmp_path):
     assert list(done) == [
         *("event", "schema", "files", "bytes", "bytes_received", "bytes_reused", "bytes_wire", "seconds"),
         *("first_byte_ms", "transport", "protocol", "io", "data_plane", "streams", "failed"),
+        *("bytes_saved", "compression"),
     ]
     assert (done["event"], done["files"], done["bytes"], done["failed"]) == ("done", 2, 3145734, 0)
 

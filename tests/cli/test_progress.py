@@ -43,6 +43,13 @@ def test_what_was_there_already_counts_as_done_but_not_as_rate():
     assert (view.done, view.percent, view.rate, view.left) == (300, 75, 100.0, 1.0)
 
 
+def test_what_compression_saved_counts_as_done_and_as_rate():
+    view = Meter().look(totals(bytes=400, bytes_received=50, bytes_saved=150, planned=True, seconds=1.0))
+
+    assert (view.done, view.percent, view.rate, view.left) == (200, 50, 200.0, 1.0)
+    assert (progress_event(view)["bytes_received"], progress_event(view)["bytes_saved"]) == (50, 150)
+
+
 @pytest.mark.parametrize("received", [999, 1000, 1500])
 def test_never_100_percent_before_the_end(received):
     view = Meter().look(totals(bytes=1000, bytes_received=received, planned=True, seconds=1.0))
@@ -90,6 +97,7 @@ def test_the_event_has_figures_a_program_can_use():
         "bytes": 200,
         "bytes_done": 100,
         "bytes_received": 100,
+        "bytes_saved": 0,
         "bytes_reused": 0,
         "planned": True,
         "seconds": 1.0,

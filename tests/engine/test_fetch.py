@@ -326,7 +326,7 @@ def test_what_a_broken_lane_had_in_flight_comes_over_another(fetching: Fetching,
     fetching.host.say(Chunk(request.id - 3, hash_bytes(b"small")), b"small")
     fetching.host.say(Chunk(request.id - 2, hash_bytes(NOISE[:CHUNK_SIZE])), NOISE[:CHUNK_SIZE])
     until = time.monotonic() + PATIENCE
-    while fetching.progress.received() < CHUNK_SIZE + 10:
+    while fetching.progress.delivered() < CHUNK_SIZE + 10:
         assert time.monotonic() < until
     fetching.host.stream.cut()
     with pytest.raises(ConnectionLostError):

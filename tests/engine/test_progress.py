@@ -57,6 +57,21 @@ def test_each_worker_counts_for_itself_and_the_sum_is_shown() -> None:
     assert progress.totals().bytes_received == 16
 
 
+def test_what_the_host_says_of_compression_is_counted_by_its_word() -> None:
+    progress = Progress(Clock())
+    one, other = progress.lane(), progress.lane()
+    one.arrived(30, 100, "zstd")
+    one.arrived(100, 100, "link")
+    one.arrived(10, 10, "")
+    other.arrived(20, 50, "zstd")
+    for number in range(1000):
+        other.arrived(1, 1, f"a word of {number}")
+    assert progress.packed() == {"zstd": 2, "link": 1, "other": 1000}
+    totals = progress.totals()
+    assert (totals.bytes_received, totals.bytes_saved) == (1160, 100)
+    assert progress.delivered() == 1260
+
+
 def test_a_snapshot_stays_as_it_is() -> None:
     progress = Progress(Clock())
     before = progress.totals()

@@ -24,6 +24,8 @@ VECTORS: Final = Path(__file__).parent.parent / "vectors"
 VERSION: Final = bytes(range(0x10, 0x20))
 BYTES: Final = b"headwater\n"
 BYTES_HASH: Final = bytes.fromhex("31a0e4331d7b350d9ec4f8bce05f682bc57485cfe97a3f41512382695f306b8b")  # BLAKE3
+# A thousand zeros as a zstd frame: magic number, single segment of 1000 bytes, one last block of one byte repeated.
+ZEROS: Final = bytes.fromhex("28b52ffd 60e802 431f00 00")
 FILE: Final = m.Entry(b"take-1.mov", "f", 9_000_000_000, 1_700_000_000_123_456_789, 0o644, b"", VERSION, sparse=True)
 
 FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
@@ -64,6 +66,14 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
     ("a range of ten bytes", m.GetChunk(8, b"day 1/take-1.mov", VERSION, 1 << 32, 10), b""),
     ("the ten bytes and their hash", m.Chunk(8, BYTES_HASH), BYTES),
     ("a hole: no payload, the hash is that of the zeros", m.Chunk(9, bytes(range(32)), zero=True), b""),
+    (
+        "a range of 2000 bytes, compressed if that is faster",
+        m.GetChunk(11, b"log", VERSION, 0, 2000, m.HOST_DECIDES),
+        b"",
+    ),
+    ("its first thousand, a frame of zeros", m.Chunk(11, bytes(range(32)), size=1000, packed="zstd"), ZEROS),
+    ("two small files, at level 3", m.GetBatch(12, [(b"a", VERSION), (b"b", VERSION)], 3), b""),
+    ("both, compressed", m.Batch(12, 0, [400, 600], [], [], [], bytes(range(32)), "zstd"), ZEROS),
     ("two small files", m.GetBatch(10, [(b"day 1/notes", VERSION), (b"day 1/gone", VERSION)]), b""),
     (
         "the first, ten bytes long, and why there is no second one",

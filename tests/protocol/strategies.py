@@ -15,6 +15,8 @@ sizes = st.integers(0, m.MAX_FILE_SIZE)
 versions = st.binary(min_size=m.VERSION_SIZE, max_size=m.VERSION_SIZE)
 hashes = st.binary(min_size=m.HASH_SIZE, max_size=m.HASH_SIZE)
 words = st.text(max_size=20)
+wishes = st.integers(m.HOST_DECIDES, m.MAX_LEVEL)
+packed_words = st.one_of(st.sampled_from(["", m.ZSTD_PACKED, "link"]), words)
 
 _name_bytes = st.one_of(
     st.sampled_from([b"a", b"b", b"...", b" ", b"\xff", b"\n", b"\xc3\xa9", b"x" * MAX_NAME]),
@@ -102,10 +104,18 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         last=st.booleans(),
     ),
     m.GetChunk: st.builds(
-        m.GetChunk, id=ids, path=wire_paths, version=versions, offset=sizes, length=st.integers(1, m.CHUNK_SIZE)
+        m.GetChunk,
+        id=ids,
+        path=wire_paths,
+        version=versions,
+        offset=sizes,
+        length=st.integers(1, m.CHUNK_SIZE),
+        zstd=wishes,
     ),
-    m.Chunk: st.builds(m.Chunk, id=ids, hash=hashes, zero=st.booleans()),
-    m.GetBatch: st.builds(m.GetBatch, id=ids, items=st.lists(st.tuples(wire_paths, versions), max_size=4)),
+    m.Chunk: st.builds(
+        m.Chunk, id=ids, hash=hashes, zero=st.booleans(), size=st.integers(0, m.MAX_PART), packed=packed_words
+    ),
+    m.GetBatch: st.builds(m.GetBatch, id=ids, items=st.lists(st.tuples(wire_paths, versions), max_size=4), zstd=wishes),
     m.Batch: st.builds(
         m.Batch,
         id=ids,
@@ -115,6 +125,7 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         codes=st.lists(words, max_size=2),
         texts=st.lists(words, max_size=2),
         hash=hashes,
+        packed=packed_words,
     ),
     m.Watch: st.builds(m.Watch, id=ids),
     m.Changed: st.builds(

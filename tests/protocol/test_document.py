@@ -118,7 +118,7 @@ def test_limits() -> None:
         *(frames.HANDSHAKE_LIMITS.header, frames.HANDSHAKE_LIMITS.payload),
         *(frames.SESSION_LIMITS.header, frames.SESSION_LIMITS.payload),
         *(messages.READ_SIZE, messages.CHUNK_SIZE, messages.MAX_ENTRIES, messages.MAX_HASHES, messages.MAX_FILE_SIZE),
-        *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE),
+        *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE, messages.MAX_PART),
         messages.MAX_CHANGES,
         *(session.MAX_FEATURES, session.MAX_WORD, paths.MAX_NAME, paths.MAX_PATH, paths.MAX_DEPTH),
     ):
@@ -126,6 +126,8 @@ def test_limits() -> None:
     assert f"0 to {messages.READ_SIZE}" in rows(section("`read`"))["length"][2]
     assert f"for {messages.HEARTBEAT:.0f} seconds" in section("`changed`")
     assert f"1 to {messages.CHUNK_SIZE}" in rows(section("`get-chunk`"))["length"][2]
+    assert f"1 to {messages.MAX_LEVEL}" in rows(section("`get-chunk`"))["zstd"][2]
+    assert f"at most {messages.MAX_PART}" in rows(section("`chunk`"))["size"][2]
 
 
 def test_sizes() -> None:

@@ -51,6 +51,7 @@ def get(
     cache_entries: int,
     buffers: int,
     io: str,
+    compress: int,
 ) -> int:
     """Fetch a file or a tree. Run it again to resume.
 
@@ -90,6 +91,7 @@ def get(
             cache_entries=cache_entries,
             buffers=buffers,
             io=io,
+            compress=compress,
         )
         show: _Show = _Json(events) if events else _Human(quiet=common.quiet)
         try:
@@ -285,6 +287,8 @@ class _Human(_Show):
             self.line.show(progress_line(view))
 
     def done(self, result: GetResult, view: View) -> None:
+        if result.compression:
+            log.info("compression: %s", ", ".join(f"{word} {n}" for word, n in sorted(result.compression.items())))
         if not self._quiet:
             output.write_text(self._summary(result, view.totals.files_same) + "\n")
             output.flush()
@@ -297,10 +301,13 @@ class _Human(_Show):
             parts = [f"would fetch {human_size(self._would_fetch_bytes)} in {wanted}"]
         else:
             parts = [f"{human_size(result.bytes)} in {counted(result.files, 'file')}"]
-        if result.bytes_received and result.seconds:
-            parts.append(human_rate(result.bytes_received / result.seconds))
+        came = result.bytes_received + result.bytes_saved
+        if came and result.seconds:
+            parts.append(human_rate(came / result.seconds))
         parts.append(human_seconds(result.seconds))
         parts.append(f"over {result.transport} (protocol {result.protocol})")
+        if result.bytes_saved:
+            parts.append(f"{human_size(result.bytes_received)} on the way, compressed")
         if result.bytes_reused:
             parts.append(f"{human_size(result.bytes_reused)} of it were here already")
         if same:

@@ -126,6 +126,21 @@ class Streams(click.ParamType):  # type: ignore[type-arg]  # no generic before c
         return click.IntRange(1, 256).convert(value, param, ctx)
 
 
+class Level(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """auto, off or a level of zstd, as engine.compress.parse_level."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from headrace.engine.compress import parse_level
+        from headrace.errors import UsageError
+
+        try:
+            return value if isinstance(value, int) else parse_level(str(value))
+        except UsageError as why:
+            self.fail(f"{why.message}; {(why.hint or '').lower()}".rstrip("."), param, ctx)
+
+
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Stores an option in Common instead of passing it to the command."""
     common = ctx.ensure_object(Common)
@@ -316,6 +331,15 @@ CONTENT_ADDRESSING: Final = _option(
     show_default=True,
     help="Check chunks by their hashes, and take from this disk what is here. Without: neither, TLS alone protects.",
 )
+COMPRESS: Final = _option(
+    "--compress",
+    type=Level(),
+    default="auto",
+    show_default=True,
+    metavar="auto|off|LEVEL",
+    help="zstd on the way. auto: where the network is slower than compressing. On share, LEVEL is the highest that "
+    "anybody gets.",
+)
 READ_DATA: Final = _option("--read-data", is_flag=True, help="Read all indexed chunks, and compare their hashes.")
 
 FOREGROUND: Final = _option("--foreground", is_flag=True, help="Stay, and unmount at Ctrl-C.")
@@ -377,13 +401,14 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         IO,
         DATA_PLANE,
         BUFFERS,
+        COMPRESS,
         JSON,
         *_LOGS,
     ),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
-        *(*_REACH, IO, DATA_PLANE, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, JSON, *_LOGS),
+        *(*_REACH, IO, DATA_PLANE, COMPRESS, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "mount": (

@@ -16,7 +16,8 @@ RATE_WINDOW: Final = 5.0  # seconds over which the shown rate is averaged
 class View:
     """One moment of a transfer.
 
-    done: bytes that are here, fetched or found. rate: received bytes a second over the last RATE_WINDOW seconds.
+    done: bytes that are here, fetched or found. rate: bytes of files that came, a second, over the last RATE_WINDOW
+    seconds.
     percent, left (seconds): None as long as they would be guesses.
     """
 
@@ -35,14 +36,15 @@ class Meter:
 
     def look(self, totals: Totals) -> View:
         """totals: a later snapshot than the one before."""
-        self._samples.append((totals.seconds, totals.bytes_received))
+        came = totals.bytes_received + totals.bytes_saved
+        self._samples.append((totals.seconds, came))
         while len(self._samples) > 2 and self._samples[1][0] <= totals.seconds - RATE_WINDOW:
             self._samples.popleft()
-        since, received = self._samples[0]
+        since, before = self._samples[0]
         span = totals.seconds - since
-        rate = (totals.bytes_received - received) / span if span > 0 else 0.0
+        rate = (came - before) / span if span > 0 else 0.0
         # A file that changed and came twice counts twice.
-        done = min(totals.bytes, totals.bytes_received + totals.bytes_reused)
+        done = min(totals.bytes, came + totals.bytes_reused)
         percent = left = None
         if totals.planned:
             # Not 100 before the end: files still have to be finished and renamed.
@@ -79,6 +81,7 @@ def progress_event(view: View) -> dict[str, Any]:
         "bytes": totals.bytes,
         "bytes_done": view.done,
         "bytes_received": totals.bytes_received,
+        "bytes_saved": totals.bytes_saved,
         "bytes_reused": totals.bytes_reused,
         "planned": totals.planned,
         "seconds": round(totals.seconds, 3),

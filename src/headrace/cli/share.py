@@ -43,6 +43,7 @@ def share(
     data_plane: str,
     buffers: int,
     io: str,
+    compress: int,
 ) -> None:
     """Share folders or files until Ctrl-C.
 
@@ -76,6 +77,7 @@ def share(
             discovery=not no_discovery,
             allow=allow,
             max_clients=max_clients,
+            compress=compress,
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )

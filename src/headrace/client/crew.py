@@ -131,7 +131,7 @@ class Crew:
 
     def _look(self) -> None:
         """One measurement for the pool. Bytes end an outage, and so do answers: comparing files brings nothing else."""
-        delivered = self._fetcher.progress.received()
+        delivered = self._fetcher.progress.delivered()
         answers = sum(lane.answers for member in self._all() if (lane := member.lane))
         if delivered != self._delivered or answers > self._answers:
             self._outage.over()
@@ -155,7 +155,7 @@ class Crew:
         for member in self._all():
             since, had = member.mark
             if now - since >= RATE_SPAN:
-                received = member.counters.bytes_received
+                received = member.counters.bytes_delivered
                 if since:
                     member.rate = (received - had) / (now - since)
                 member.mark = (now, received)
@@ -202,7 +202,7 @@ class Crew:
         with self._lock:
             by = self._delivered_by.copy()
             for member in self._members:
-                by[member.transport] += member.counters.bytes_received
+                by[member.transport] += member.counters.bytes_delivered
             lanes = sum(member.transport == choice.transport and member.lane is not None for member in self._members)
         totals = self._fetcher.progress.totals()
         left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
@@ -264,21 +264,21 @@ class Crew:
         finally:
             with self._ended:
                 self._members.remove(member)
-                self._delivered_by[member.transport] += member.counters.bytes_received
+                self._delivered_by[member.transport] += member.counters.bytes_delivered
                 self._ended.notify_all()
 
     def _work(self, member: _Member) -> None:
         """One lane after another, as long as they break and there is something to do."""
         attempt = 0
         while not self._done(member):
-            before = member.counters.bytes_received
+            before = member.counters.bytes_delivered
             try:
                 self._use_one_lane(member)
                 return
             except ConnectionLostError as why:
                 if self._done(member):
                     return
-                attempt = 0 if member.counters.bytes_received > before else attempt + 1
+                attempt = 0 if member.counters.bytes_delivered > before else attempt + 1
                 if attempt >= ATTEMPTS and self._leave_to_others(member, why):
                     return
                 self._outage.again(why, attempt)

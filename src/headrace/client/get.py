@@ -206,6 +206,7 @@ class Transfer:
             on_exist=self._options.on_exist,
             dedup=dedup,
             keep=self._keep if self._index else None,
+            compress=self._options.compress,
         )
         if self._stopped.is_set():
             raise StoppedError("stopped")
@@ -367,6 +368,8 @@ class Transfer:
             data_plane="clear" if self._session.clear else "tls",
             streams=self._lanes,
             failed=totals.files_failed,
+            bytes_saved=totals.bytes_saved,
+            compression=self.progress.packed(),
             error=error,
         )
 

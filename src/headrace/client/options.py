@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.engine.buffers import DEFAULT_LIMIT, check_limit
+from headrace.engine.compress import check_level
 from headrace.engine.plan import OnExist
 from headrace.errors import HeadraceError, UsageError
+from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
 from headrace.storage.platform import platform_io
 from headrace.transport.zerocopy import wants_clear
 
@@ -32,6 +34,9 @@ class GetOptions:
     content_addressing: chunks are compared with their hashes, those that lie on this disk are not fetched, and what
     came is remembered for that. Without it TLS alone protects what comes, so it goes with `tls` only.
     cache_entries: chunks that the index remembers at most; None for the default.
+
+    compress: -1 has the host compress where that is faster, 0 never, 1 to 19 always, at that level of zstd. Chunks in
+    the clear are never compressed.
     """
 
     on_exist: OnExist = OnExist.SKIP_SAME
@@ -48,10 +53,15 @@ class GetOptions:
     io: str = "auto"
     content_addressing: bool = True
     cache_entries: int | None = None
+    compress: int = HOST_DECIDES
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""
         check_limit(self.buffers)
+        if check_level(self.compress) > NOT_PACKED and wants_clear(self.data_plane):
+            raise UsageError(
+                "chunks in the clear are not compressed", hint="Leave --compress or --data-plane clear out."
+            )
         if wants_clear(self.data_plane) and not self.content_addressing:
             raise UsageError(
                 "chunks in the clear are only protected by their hashes",
@@ -70,6 +80,10 @@ class GetOptions:
 class GetResult:
     """What a transfer did. Sizes in bytes; the fields are those of the `done` event.
 
+    bytes_received: of chunks and batches, as they crossed the network. bytes_saved: how many more they are without
+    compression.
+    compression: how many answers came compressed (`zstd`), or why not, see engine.compress.Reason.
+
     error: set when failed > 0; what the exit code comes from.
     """
 
@@ -86,4 +100,6 @@ class GetResult:
     data_plane: str
     streams: int
     failed: int
+    bytes_saved: int = 0
+    compression: dict[str, int] = field(default_factory=dict)
     error: HeadraceError | None = None

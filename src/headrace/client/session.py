@@ -47,7 +47,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import BATCH, Agreed, Versions
+from headrace.protocol.session import BATCH, ZSTD, Agreed, Versions
 from headrace.transport.adaptive import AUTO, TCP, AdaptiveConnection, connect
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit
@@ -73,7 +73,7 @@ class Session:
         self.connection = connection
         self.transport = connection.transport
         self.agreed = agreed
-        self.control = Lane(control, batches=BATCH in agreed.features)
+        self.control = _lane(control, agreed)
         self.limit = Limit(None)  # that of the connection, where `connect` made it
         self.home = config.home()  # where pins, credentials and the index are
         self._credential = credential
@@ -183,7 +183,7 @@ class Session:
             )
         except UnreachableError as why:
             raise ConnectionLostError(why.message) from why
-        lane = Lane(stream, batches=BATCH in agreed.features)
+        lane = _lane(stream, agreed)
         with self._listing_lanes:
             self._lanes.append(lane)
         return lane
@@ -349,6 +349,10 @@ class Session:
     def _all(self) -> Lanes:
         with self._listing_lanes:
             return self._lanes.copy()
+
+
+def _lane(stream: MessageStream, agreed: Agreed) -> Lane:
+    return Lane(stream, batches=BATCH in agreed.features, packs=ZSTD in agreed.features)
 
 
 def _part_with(lane: Lane) -> None:

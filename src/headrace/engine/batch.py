@@ -8,8 +8,9 @@ from typing import Final
 from headrace.engine.buffers import Buffers
 from headrace.engine.lane import Lane
 from headrace.engine.queue import Group, Job
+from headrace.engine.unpack import check_part
 from headrace.errors import HeadraceError, ProtocolError, from_wire
-from headrace.protocol.messages import Batch, Error, GetBatch
+from headrace.protocol.messages import NOT_PACKED, ZSTD_PACKED, Batch, Error, GetBatch
 from headrace.storage.chunks import hash_bytes
 
 Received = tuple[Job, memoryview | HeadraceError]
@@ -19,7 +20,7 @@ _NOTHING: Final = memoryview(b"")
 
 def request(lane: Lane, group: Group) -> None:
     """Posts the request for the group's files; those that are empty are not asked for."""
-    lane.post(GetBatch(lane.next_id(), [(bytes(job.source), job.entry.version) for job in group.asked]))
+    lane.post(GetBatch(lane.next_id(), [(bytes(job.source), job.entry.version) for job in group.asked], lane.zstd))
 
 
 def receive(lane: Lane, group: Group, buffers: Buffers) -> Iterator[list[Received] | list[Job]]:
@@ -38,31 +39,37 @@ def receive(lane: Lane, group: Group, buffers: Buffers) -> Iterator[list[Receive
             raise from_wire(answer.code, answer.message)
         if not isinstance(answer, Batch):
             raise ProtocolError("the host answered a request for a batch with something else")
-        errors = _checked(answer, payload, jobs, position)
+        size = sum(answer.sizes)
+        check_part(answer.packed, payload, size, asked=lane.zstd != NOT_PACKED)
+        errors = _checked(answer, jobs, position)
         part = jobs[position : position + len(answer.sizes)]
         position += len(part)
         if position == len(jobs):
             lane.answered()
+        lane.counters.arrived(payload, size, answer.packed)
         if not payload:
             yield _told_apart(part, answer, errors, _NOTHING)
             continue
-        with buffers.acquire(payload) as view:
-            lane.messages.read_payload(view)
+        with buffers.acquire(size) as view:
+            if answer.packed == ZSTD_PACKED:
+                lane.unpacker.receive(lane.messages, payload, view)
+            else:
+                lane.messages.read_payload(view)
             if hash_bytes(view) != answer.hash:
                 yield part
             else:
                 yield _told_apart(part, answer, errors, view)
 
 
-def _checked(answer: Batch, payload: int, jobs: list[Job], position: int) -> dict[int, HeadraceError]:
+def _checked(answer: Batch, jobs: list[Job], position: int) -> dict[int, HeadraceError]:
     """The errors in it, by item. ProtocolError unless it is what was asked for: nothing is allocated before."""
     sizes, failed = answer.sizes, answer.failed
     if answer.first != position or not 0 < len(sizes) <= len(jobs) - position:
         raise ProtocolError("the host sent a batch with other files than it was asked for")
     wanted_sizes = [job.entry.size for job in jobs[position : position + len(sizes)]]
-    if not failed and sizes == wanted_sizes and sum(sizes) == payload and not answer.codes and not answer.texts:
+    if not failed and sizes == wanted_sizes and not answer.codes and not answer.texts:
         return {}
-    if sum(sizes) != payload or not len(failed) == len(answer.codes) == len(answer.texts) <= len(sizes):
+    if not len(failed) == len(answer.codes) == len(answer.texts) <= len(sizes):
         raise ProtocolError("the host sent a batch that does not add up")
     errors = {
         number: from_wire(code, text) for number, code, text in zip(failed, answer.codes, answer.texts, strict=True)

@@ -1,8 +1,7 @@
-"""Whether a piece of a file is worth compressing, doing so, and undoing it within limits.
+"""Whether a piece of a file is worth compressing, and doing so within limits. `engine.unpack` undoes it.
 
-Not part of the protocol yet. A sender makes one Compression and asks it for a FileCompressor for each file; a receiver
-calls `decompress_into` with a buffer of the length that the piece is known to have. Sizes in bytes, rates in bytes a
-second. zstandard releases the interpreter lock while it works.
+A host has one Compressors; each stream that it serves asks a FileCompressor for each file. Sizes in bytes, rates in
+bytes a second. zstandard releases the interpreter lock while it works, and is loaded when it is first needed.
 
 The compressor is taken to work while nothing of the same stream is sent, so a piece costs `1 / speed + ratio / link`
 seconds a byte, and `1 / link` as it is. With several streams the true cost is lower: `auto` rather sends as it is.
@@ -15,23 +14,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
-import zstandard
+from headrace.errors import UsageError
+from headrace.protocol.messages import HOST_DECIDES, KIB, MAX_LEVEL, MAX_PART, NOT_PACKED, ZSTD_PACKED
 
-from headrace.errors import ProtocolError, UsageError
-from headrace.protocol.messages import CHUNK_SIZE, KIB
+if TYPE_CHECKING:
+    import zstandard
 
-Level = int | Literal["auto", "off"]
-# off: no compression is wanted. small, format, entropy, little: it would not become smaller, by its length, its name,
-# its bytes, or because it did not. link: sending takes less time than compressing.
-Reason = Literal["compressed", "off", "small", "format", "entropy", "little", "link"]
+# Why a piece goes as it is. small, format, entropy, little: it would not become smaller, by its length, its name, its
+# bytes, or because it did not. link: sending it takes less time than compressing it. memory: others wait for a buffer.
+Reason = Literal["small", "format", "entropy", "little", "link", "memory"]
+REASONS: Final = frozenset(get_args(Reason))
 
 MIN_LENGTH: Final = KIB
 MAX_ENTROPY: Final = 7.5  # bits a byte
 MIN_SAVED: Final = 0.05  # part of the length
-MAX_LEVEL: Final = 19  # above it, the receiver would need more memory than a piece has
-MAX_PAUSE: Final = 16  # pieces of a file that are sent as they are before another try
+MAX_PAUSE: Final = 32  # pieces of a file that are sent as they are before another try
+WORTH: Final = 0.85  # of the time that a piece takes as it is; what gains less is not worth a core
+NEARLY: Final = 1.05  # times the least time: a lower level that takes no longer than this is preferred
 
 # (speed, ratio beside that of level 1), as found on source text and programs on one core of the machine of our other
 # figures. Speeds are measured anew as pieces are compressed.
@@ -39,6 +40,7 @@ LEVELS: Final[Mapping[int, tuple[float, float]]] = {1: (250e6, 1.0), 3: (140e6, 
 
 _START_RATIO: Final = 0.5  # of level 1, for a file of which nothing is known
 _WEIGHT: Final = 0.25  # of the latest measurement
+_FORGET: Final = 1 / 32  # of the way back to what was expected, for each piece that is not tried
 _SAMPLES: Final = 16
 _SAMPLE: Final = 256  # bytes each; 4 KiB are counted in 0.1 ms
 
@@ -50,16 +52,25 @@ COMPRESSED: Final = frozenset(
 )
 
 
-def parse_level(text: str) -> Level:
-    """`auto`, `off` or 1 to 19. Raises UsageError."""
+def parse_level(text: str) -> int:
+    """`auto` (HOST_DECIDES), `off` (NOT_PACKED) or 1 to MAX_LEVEL. Raises UsageError."""
     word = text.strip().lower()
     if word == "auto":
-        return "auto"
+        return HOST_DECIDES
     if word == "off":
-        return "off"
+        return NOT_PACKED
     if word.isascii() and word.isdigit() and 1 <= int(word) <= MAX_LEVEL:
         return int(word)
     raise UsageError(f"{text!r} is no compression level", hint=f"There are auto, off and 1 to {MAX_LEVEL}.")
+
+
+def check_level(level: int) -> int:
+    """`level`, as `parse_level` gives it; else UsageError."""
+    if not HOST_DECIDES <= level <= MAX_LEVEL:
+        raise UsageError(
+            f"{level} is no compression level", hint=f"There are 1 to {MAX_LEVEL}, -1 for auto, 0 for off."
+        )
+    return level
 
 
 def is_compressed_format(name: bytes) -> bool:
@@ -80,148 +91,136 @@ def entropy(data: bytes | bytearray | memoryview) -> float:
     return -sum(count / size * math.log2(count / size) for count in Counter(sample).values()) if size else 0.0
 
 
-class Compression:
-    """What holds for all files of a transfer: the level, and how fast this machine is at each. Thread-safe.
+class Compressors:
+    """zstd for all streams of a host, and how fast this machine is at each level. Thread-safe.
 
-    level: auto takes the one with which sending takes least time, or none. A number is always used, whatever the link.
-    clock: seconds.
+    most: the highest level, whatever a client asks for. clock: seconds.
     """
 
-    def __init__(self, level: Level = "auto", clock: Callable[[], float] = time.perf_counter) -> None:
-        if not isinstance(level, str) and not 1 <= level <= MAX_LEVEL:
-            raise ValueError(f"no level {level}")
-        self.level = level
+    def __init__(self, most: int = MAX_LEVEL, clock: Callable[[], float] = time.perf_counter) -> None:
+        if not 1 <= most <= MAX_LEVEL:
+            raise ValueError(f"no level {most}")
+        self.most = most
         self._clock = clock
         self._lock = threading.Lock()
         self._speeds = {level: speed for level, (speed, _) in LEVELS.items()}
-        self._counts: dict[str, int] = {}
         self._local = threading.local()
 
-    def for_file(self, name: bytes) -> FileCompressor:
-        """For the pieces of the file of that name."""
-        return FileCompressor(self, name)
-
-    def counts(self) -> dict[str, int]:
-        """Pieces so far, by what became of them (Reason)."""
-        with self._lock:
-            return dict(self._counts)
-
     def choose(self, link: float, ratio: float) -> int | None:
-        """The level with which a piece arrives soonest; None: as it is. ratio: what level 1 would make of it."""
+        """The level with which a piece arrives soonest, or nearly; None: as it is. ratio: what level 1 would make of
+        it."""
         with self._lock:
-            costs = {level: 1 / speed + ratio * LEVELS[level][1] / link for level, speed in self._speeds.items()}
-        best = min(costs, key=lambda level: costs[level])
-        return best if costs[best] < 1 / link else None
+            costs = {
+                level: 1 / speed + ratio * LEVELS[level][1] / link
+                for level, speed in self._speeds.items()
+                if level <= self.most
+            }
+        least = min(costs.values())
+        if least > WORTH / link:
+            self._forget()
+            return None
+        return min(level for level, cost in costs.items() if cost <= NEARLY * least)
 
-    def pack(self, data: bytes | bytearray | memoryview, level: int) -> bytes:
-        """`data` as one zstd frame that names its length."""
+    def pack_into(self, data: memoryview, room: memoryview, level: int) -> int | None:
+        """One zstd frame of `data`, which names its length, at the front of `room`: how long it is. None where that is
+        too short for it."""
+        level = min(level, self.most)
+        compressor = self._compressor(level)
         started = self._clock()
-        packed = self._compressor(level).compress(data)
+        with compressor.stream_reader(data, size=len(data)) as reader:
+            length = 0
+            while length < len(room) and (count := reader.readinto(room[length:])):
+                length += count
+            fits = not reader.read(1)
         seconds = self._clock() - started
         # What cannot be compressed is passed over quickly, and says nothing about what can.
-        if level in LEVELS and seconds > 0 and len(packed) <= len(data) * (1 - MIN_SAVED):
+        if fits and level in LEVELS and seconds > 0:
             with self._lock:
                 self._speeds[level] += _WEIGHT * (len(data) / seconds - self._speeds[level])
-        return packed
+        return length if fits else None
 
-    def count(self, reason: Reason) -> None:
+    def _forget(self) -> None:
+        """A machine that was busy is not busy for ever."""
         with self._lock:
-            self._counts[reason] = self._counts.get(reason, 0) + 1
+            for level, (speed, _) in LEVELS.items():
+                self._speeds[level] += _FORGET * (speed - self._speeds[level])
 
     def _compressor(self, level: int) -> zstandard.ZstdCompressor:
         """The calling thread's own: they hold megabytes of tables, and no two threads may use one."""
-        known: dict[int, zstandard.ZstdCompressor] = self._local.__dict__.setdefault("known", {})
-        if level not in known:
-            known[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
-        return known[level]
+        import zstandard
+
+        known: tuple[int, zstandard.ZstdCompressor] | None = getattr(self._local, "known", None)
+        if known is None or known[0] != level:
+            known = self._local.known = level, zstandard.ZstdCompressor(level=level, write_content_size=True)
+        return known[1]
 
 
 class FileCompressor:
-    """Decides and compresses for the pieces of one file, and learns from them. One owner thread."""
+    """Decides and compresses for the pieces of one file, and learns from them. One owner thread.
 
-    def __init__(self, compression: Compression, name: bytes) -> None:
-        self._compression = compression
-        self._format = is_compressed_format(name)
+    asked: a level, or HOST_DECIDES. link: the measured rate to the peer; None, not known, is taken for too fast to
+    compress for, unless a level was asked for.
+    """
+
+    def __init__(self, compressors: Compressors, *, compressed: bool = False) -> None:
+        """compressed: what the file is named like holds compressed data already."""
+        self._compressors = compressors
+        self._format = compressed
         self._ratio = _START_RATIO
         self._failed = 0  # tries in a row that saved too little
         self._pause = 0  # pieces still to be sent as they are
+        self._paused: Reason = "little"
 
-    def compress(self, data: bytes | bytearray | memoryview, link: float | None) -> bytes | None:
-        """`data` compressed; None: send it as it is. At most CHUNK_SIZE of it, else ValueError.
-
-        link: the measured rate to the peer. None, not measured yet, is taken for too fast to compress for in `auto`.
-        Blocks for as long as it takes, which `counts` and the next decision take into account.
-        """
-        if len(data) > CHUNK_SIZE:
-            raise ValueError("a piece longer than a chunk")
-        packed, reason = self._try(data, link)
-        self._compression.count(reason)
-        return packed
-
-    def _try(self, data: bytes | bytearray | memoryview, link: float | None) -> tuple[bytes | None, Reason]:
-        if self._compression.level == "off":
-            return None, "off"
-        if len(data) < MIN_LENGTH:
-            return None, "small"
+    def declines(self, length: int, asked: int, link: float | None) -> Reason | None:
+        """Why the next `length` bytes go as they are, where that is known before anybody looks at them. None: `pack`
+        is to try, piece by piece."""
+        if length < MIN_LENGTH:
+            return "small"
         if self._format:
-            return None, "format"
+            return "format"
+        pieces = -(-length // MAX_PART)
+        if self._pause >= pieces:
+            self._pause -= pieces
+            return self._paused
+        return "link" if self._level(asked, link) is None else None
+
+    def pack(
+        self, data: memoryview, room: memoryview, asked: int, link: float | None
+    ) -> tuple[memoryview, Reason | Literal["zstd"]]:
+        """What to send for `data`, at most MAX_PART of it: a compressed frame in `room`, or `data` itself and why."""
+        if len(data) > MAX_PART:
+            raise ValueError("a piece too long to be compressed")
+        if len(data) < MIN_LENGTH:
+            return data, "small"
         if self._pause:
             self._pause -= 1
-            return None, "little"
-        level = self._level(link)
+            return data, self._paused
+        level = self._level(asked, link)
         if level is None:
-            return None, "link"
+            return data, "link"
         if entropy(data) > MAX_ENTROPY:
-            return None, "entropy"
-        packed = self._compression.pack(data, level)
-        ratio = len(packed) / len(data)
-        if ratio > 1 - MIN_SAVED:
-            self._pause = min(MAX_PAUSE, 1 << self._failed)
-            self._failed += 1
-            return None, "little"
+            return data, self._in_vain("entropy")
+        length = self._compressors.pack_into(data, room[: int(len(data) * (1 - MIN_SAVED))], level)
+        if length is None:
+            return data, self._in_vain("little")
         self._failed = 0
         beside = LEVELS[level][1] if level in LEVELS else 1.0
-        self._ratio += _WEIGHT * (min(1.0, ratio / beside) - self._ratio)
-        return packed, "compressed"
+        self._ratio += _WEIGHT * (min(1.0, length / len(data) / beside) - self._ratio)
+        return room[:length], ZSTD_PACKED
 
-    def _level(self, link: float | None) -> int | None:
-        level = self._compression.level
-        if isinstance(level, int):
-            return level
+    def _in_vain(self, reason: Reason) -> Reason:
+        self._pause = min(MAX_PAUSE, 1 << self._failed)
+        self._failed = min(self._failed + 1, 16)
+        self._paused = reason
+        return reason
+
+    def _level(self, asked: int, link: float | None) -> int | None:
+        if asked != HOST_DECIDES:
+            return asked
         if link is None or link <= 0:
             return None
-        chosen = self._compression.choose(link, self._ratio)
+        chosen = self._compressors.choose(link, self._ratio)
         if chosen is None:
             # What comes later in the file may be of another kind: the estimate drifts back until it is tried again.
-            self._ratio += (_START_RATIO - self._ratio) / MAX_PAUSE
+            self._ratio += _FORGET * (_START_RATIO - self._ratio)
         return chosen
-
-
-def decompress_into(data: bytes | bytearray | memoryview, buffer: memoryview) -> None:
-    """Fills `buffer` with what `data` was before `Compression.pack`. Its content is undefined when this raises.
-
-    The frame must say that it holds exactly len(buffer) bytes, at most CHUNK_SIZE, and take no more memory than that to
-    decompress; both are checked before anything is allocated. Whether the bytes are right is for their hash to say.
-    Raises ProtocolError.
-    """
-    length = len(buffer)
-    if not 0 < length <= CHUNK_SIZE or len(data) >= length:  # what did not become smaller is never sent compressed
-        raise ProtocolError("a compressed piece of an impossible length")
-    try:
-        frame = zstandard.get_frame_parameters(data)
-        if frame.content_size != length or frame.dict_id:
-            raise ProtocolError("a compressed piece is not as long as it should be")
-        if frame.window_size > CHUNK_SIZE:
-            raise ProtocolError("a compressed piece takes too much memory to decompress")
-        context = zstandard.ZstdDecompressor(max_window_size=CHUNK_SIZE)
-        done = 0
-        with context.stream_reader(data, read_size=max(1, len(data)), read_across_frames=True) as reader:
-            while done < length:
-                count = reader.readinto(buffer[done:])
-                if not count:
-                    raise ProtocolError("a compressed piece is cut short")
-                done += count
-            if reader.read(1):
-                raise ProtocolError("a compressed piece is longer than it should be")
-    except zstandard.ZstdError as why:
-        raise ProtocolError(f"a compressed piece is damaged ({why})") from why

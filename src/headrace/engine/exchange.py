@@ -6,8 +6,21 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from headrace.engine.lane import Lane
+from headrace.engine.unpack import check_part
 from headrace.errors import IntegrityError, ProtocolError, SourceChangedError, from_wire
-from headrace.protocol.messages import PHASE_BASELINE, PHASE_BULK, READ_SIZE, Chunk, Data, Error, GetChunk, Read
+from headrace.protocol.messages import (
+    MAX_PART,
+    NOT_PACKED,
+    PHASE_BASELINE,
+    PHASE_BULK,
+    READ_SIZE,
+    ZSTD_PACKED,
+    Chunk,
+    Data,
+    Error,
+    GetChunk,
+    Read,
+)
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import ZERO_HASH, new_hasher
 from headrace.transport.framed import PIECE
@@ -39,31 +52,67 @@ class BulkExchange:
         self._checks = checks
 
     def request(self, lane: Lane, path: RelPath, version: bytes, offset: int, length: int) -> None:
-        lane.post(GetChunk(lane.next_id(), bytes(path), version, offset, length))
+        lane.post(GetChunk(lane.next_id(), bytes(path), version, offset, length, lane.zstd))
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
-        answer, payload = lane.answer()
-        if isinstance(answer, Error):
-            raise from_wire(answer.code, answer.message)
-        if not isinstance(answer, Chunk) or payload != (0 if answer.zero else length):
-            raise ProtocolError("the host answered a request for a chunk with something else")
+        answer, payload = _chunk(lane, length)
         if answer.zero:
+            lane.answered()
             if answer.hash != ZERO_HASH(length):
                 raise IntegrityError("a hole does not match its hash")
             return answer.hash, True
         hasher = new_hasher() if self._checks else None
-        for position in range(0, length, PIECE):
-            size = min(PIECE, length - position)
-            start = 0 if len(buffer) < length else position
-            piece = buffer[start : start + size]
-            lane.messages.read_payload(piece)
-            if hasher:
-                hasher.update(piece)
-            if sink:
-                sink(position, piece)
-        if hasher and hasher.digest() != answer.hash:
+        digest, done = answer.hash, 0
+        while True:
+            end = done + (answer.size or length)
+            if end == length:
+                lane.answered()
+            for position in range(done, end, PIECE):
+                start = 0 if len(buffer) < length else position
+                piece = buffer[start : start + min(PIECE, end - position)]
+                came = _read(lane, answer, payload, piece)
+                if hasher:
+                    hasher.update(piece)
+                if sink:
+                    lane.counters.arrived(came, len(piece), answer.packed if position == done else "")
+                    sink(position, piece)
+            if end == length:
+                break
+            done = end
+            answer, payload = _chunk(lane, length - done, digest)
+        if hasher and hasher.digest() != digest:
             raise IntegrityError("a chunk does not match its hash")
-        return answer.hash, False
+        return digest, False
+
+
+def _chunk(lane: Lane, left: int, digest: bytes | None = None) -> tuple[Chunk, int]:
+    """The head of an answer, or of its next part, and the length of its payload; checked against what was asked for, of
+    which `left` bytes are missing. digest: what the parts before said is the hash."""
+    answer, payload = lane.part()
+    if isinstance(answer, Error):
+        lane.answered()
+        raise from_wire(answer.code, answer.message)
+    if not isinstance(answer, Chunk):
+        raise ProtocolError("the host answered a request for a chunk with something else")
+    if answer.zero and digest is None:
+        check_part("", payload, 0, asked=False)
+        return answer, payload
+    whole = answer.size == 0
+    if (whole and digest) or not 0 <= answer.size <= left or digest not in (None, answer.hash):
+        raise ProtocolError("the host sent parts of a chunk that do not fit together")
+    if not whole and not (lane.zstd and answer.size <= MAX_PART):
+        raise ProtocolError("the host sent a chunk in parts that nobody asked for")
+    check_part(answer.packed, payload, answer.size or left, asked=lane.zstd != NOT_PACKED and not whole)
+    return answer, payload
+
+
+def _read(lane: Lane, answer: Chunk, payload: int, piece: memoryview) -> int:
+    """The next piece of a chunk: as much of the payload, or all of it, decompressed. How many bytes that were."""
+    if answer.packed == ZSTD_PACKED:
+        lane.unpacker.receive(lane.messages, payload, piece)
+        return payload
+    lane.messages.read_payload(piece)
+    return len(piece)
 
 
 class BaselineExchange:
@@ -95,6 +144,7 @@ class BaselineExchange:
             lane.messages.read_payload(piece)
             hasher.update(piece)
             if sink and not failure:
+                lane.counters.arrived(size, size, "")
                 sink(position, piece)
         if failure:
             raise from_wire(failure.code, failure.message)

@@ -30,7 +30,7 @@ from headrace.errors import (
     RemoteIOError,
     SourceChangedError,
 )
-from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK
+from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED, PHASE_BULK
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
@@ -89,7 +89,9 @@ class Fetcher:
         on_exist: OnExist,
         dedup: Dedup | None = None,
         keep: Keep | None = None,
+        compress: int = NOT_PACKED,
     ) -> None:
+        """compress: what hosts that can are asked for, see GetChunk.zstd."""
         self._destination = destination
         self.exchange = exchange
         self.buffers = buffers
@@ -104,6 +106,7 @@ class Fetcher:
         self._open_partials: set[Partial] = set()
         self._dedup = dedup
         self._keep = keep
+        self.compress = compress
         if dedup:
             dedup.bind(self)
 

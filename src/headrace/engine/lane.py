@@ -7,6 +7,8 @@ import threading
 from collections import deque
 from typing import Final
 
+from headrace.engine.progress import Lane as Counters
+from headrace.engine.unpack import Unpacker
 from headrace.errors import (
     ConnectionLostError,
     EndedByHostError,
@@ -15,7 +17,7 @@ from headrace.errors import (
     from_wire,
     printable,
 )
-from headrace.protocol.messages import Batch, Chunk, Data, Error, Goodbye, Message
+from headrace.protocol.messages import NOT_PACKED, Batch, Chunk, Data, Error, Goodbye, Message
 from headrace.transport.framed import MessageStream
 
 log = logging.getLogger("headrace.lane")
@@ -26,12 +28,17 @@ LAST_WORDS: Final = 1.0  # seconds in which they come, if there are any
 class Lane:
     """One stream to the host. Whoever has requests in flight holds `lock`; the rest is for that thread alone.
 
-    batches: whether the host at its other end answers GetBatch.
+    batches: whether the host at its other end answers GetBatch. packs: whether it compresses where it is asked to; zstd
+    is what it is asked for. counters: of whoever uses the lane now.
     """
 
-    def __init__(self, messages: MessageStream, *, batches: bool = False) -> None:
+    def __init__(self, messages: MessageStream, *, batches: bool = False, packs: bool = False) -> None:
         self.messages = messages
         self.batches = batches
+        self.packs = packs
+        self.zstd = NOT_PACKED
+        self.counters = Counters()
+        self.unpacker = Unpacker()
         self.lock = threading.Lock()
         self._last_id = 0
         self._pending: deque[int] = deque()

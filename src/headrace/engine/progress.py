@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
+
+from headrace.engine.compress import REASONS
+from headrace.protocol.messages import ZSTD_PACKED
 
 Clock = Callable[[], float]
+
+WORDS: Final = REASONS | {ZSTD_PACKED}
+OTHER: Final = "other"  # whatever else a host says: it must not fill the memory with words
 
 
 @dataclass(slots=True)
 class Lane:
-    """One worker's counters; only that worker writes them, so they need no lock."""
+    """One worker's counters; only that worker writes them, so they need no lock.
+
+    bytes_received: of chunks, as they crossed the network. bytes_saved: what compression kept off it. packed: how many
+    answers came compressed, or why not, by what the host says.
+    """
 
     bytes_received: int = 0
+    bytes_saved: int = 0
+    packed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_delivered(self) -> int:
+        """Bytes of files that came."""
+        return self.bytes_received + self.bytes_saved
+
+    def arrived(self, payload: int, size: int, packed: str) -> None:
+        """`payload` bytes came, which stand for `size` bytes of files; `packed`: what the host says to that."""
+        self.bytes_received += payload
+        self.bytes_saved += size - payload
+        if packed:
+            word = packed if packed in WORDS else OTHER
+            self.packed[word] = self.packed.get(word, 0) + 1
 
 
 @dataclass(slots=True)
@@ -28,6 +55,7 @@ class Totals:
     files_failed: int = 0
     files_same: int = 0
     bytes_received: int = 0
+    bytes_saved: int = 0
     bytes_reused: int = 0
     planned: bool = False
     first_byte: float | None = None
@@ -94,10 +122,18 @@ class Progress:
             if self._totals.first_byte is None:
                 self._totals.first_byte = self.clock() - self._started
 
-    def received(self) -> int:
-        """Bytes received so far, by all workers."""
+    def delivered(self) -> int:
+        """Bytes of files that came so far, by all workers."""
         with self._lock:
-            return sum(lane.bytes_received for lane in self._lanes)
+            return sum(lane.bytes_delivered for lane in self._lanes)
+
+    def packed(self) -> dict[str, int]:
+        """What the host said of compression, and how often."""
+        with self._lock:
+            total = Counter[str]()
+            for lane in self._lanes:
+                total.update(lane.packed.copy())
+            return dict(total)
 
     def totals(self) -> Totals:
         with self._lock:
@@ -109,6 +145,7 @@ class Progress:
                 files_failed=now.files_failed,
                 files_same=now.files_same,
                 bytes_received=sum(lane.bytes_received for lane in self._lanes),
+                bytes_saved=sum(lane.bytes_saved for lane in self._lanes),
                 bytes_reused=now.bytes_reused,
                 planned=now.planned,
                 first_byte=now.first_byte,

@@ -13,7 +13,7 @@ from headrace.engine.lane import Lane
 from headrace.engine.progress import Lane as Counters
 from headrace.engine.queue import Exclusive, Group, Job, Task, Work
 from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, LocalFileError
-from headrace.protocol.messages import CHUNK_SIZE
+from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED
 from headrace.storage.platform import FALLBACKS
 from headrace.storage.small import SmallWriter
 from headrace.transport.framed import PIECE
@@ -41,7 +41,8 @@ class Worker:
     ) -> None:
         self._fetcher = fetcher
         self._lane = lane
-        self._counters = counters
+        self._counters = lane.counters = counters
+        lane.zstd = fetcher.compress if lane.packs else NOT_PACKED
         self._room = room
         self._leaves = leaves
         self._window: deque[Task | Group] = deque()
@@ -188,7 +189,6 @@ class Worker:
                 came.append((one[0], one[1]))
             else:
                 failed.append((one[0], one[1]))
-        self._counters.bytes_received += sum(job.entry.size for job in wrong) + sum(len(content) for _, content in came)
         self._fetcher.write_small(came, writer)
         for job, error in failed:
             if not isinstance(error, FILE_ERRORS):
@@ -220,12 +220,11 @@ class Worker:
         )
 
     def _receive(self, task: Task, buffer: memoryview) -> None:
-        job, counters = task.job, self._counters
+        job = task.job
         partial = job.partial
         broken: list[LocalFileError] = []
 
         def write(position: int, piece: memoryview) -> None:
-            counters.bytes_received += len(piece)
             if partial and not broken:
                 try:
                     partial.write(task.offset + position, piece)

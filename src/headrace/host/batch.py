@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from headrace.engine.buffers import Buffers
 from headrace.errors import HeadraceError, ProtocolError
+from headrace.host.packing import Packing
 from headrace.protocol.frames import SESSION_LIMITS
 from headrace.protocol.messages import (
     MAX_BATCH_FILE,
     MAX_BATCH_ITEMS,
     MAX_BATCH_SIZE,
+    MAX_PART,
     MIB,
     VERSION_SIZE,
     Batch,
@@ -30,9 +35,15 @@ _REASON_COST: Final = 64  # bytes, beside the sentence
 
 
 def answer_batch(
-    request: GetBatch, tree: SharedTree, stream: MessageStream, buffers: Buffers, before_part: Callable[[], object]
+    request: GetBatch,
+    tree: SharedTree,
+    stream: MessageStream,
+    buffers: Buffers,
+    before_part: Callable[[], object],
+    packing: Packing | None = None,
 ) -> int:
     """Sends the answer; how many bytes of files that were. before_part: called before each, for what others need.
+    packing: where the client wants it compressed.
 
     Raises ProtocolError for what a client may not ask, and what sending raises.
     """
@@ -41,18 +52,30 @@ def answer_batch(
         raise ProtocolError(f"a GetBatch of {len(items)} files; 1 to {MAX_BATCH_ITEMS} are allowed")
     if any(len(version) != VERSION_SIZE for _, version in items):
         raise ProtocolError("a GetBatch with a version token that is none")
-    # Who is held back by a rate limit holds a small buffer, as with chunks.
-    size = MAX_BATCH_FILE if stream.held_back else PART
+    compressor = packing.of_batch(request) if packing else None
     position = sent = 0
     with SmallReader(tree) as reader:
         while position < len(items):
             before_part()
-            with buffers.acquire(size) as view:
-                part, filled = _part(request, position, reader, view)
+            # Who is held back by a rate limit holds a small buffer, as with chunks; a larger one, to compress, only
+            # while nobody waits for it.
+            files, room, packed = MAX_BATCH_FILE if stream.held_back else PART, 0, ""
+            if packing and compressor:
+                packed = compressor.declines(MAX_PART, request.zstd, packing.link) or ""
+                if not packed and stream.held_back and buffers.contended:
+                    packed = "memory"
+                if not packed:
+                    files = room = MAX_PART
+            with buffers.acquire(files + room) as view:
+                part, filled = _part(request, position, reader, view[:files])
                 sent += filled
                 if sent > MAX_BATCH_SIZE:
                     raise ProtocolError(f"a GetBatch of more than {MAX_BATCH_SIZE} bytes")
-                stream.send(part, view[:filled])
+                payload = view[:filled]
+                if packing and compressor and room:
+                    payload, packed = compressor.pack(payload, view[files:], request.zstd, packing.link)
+                with packing.sending(len(payload)) if packing else contextlib.nullcontext():
+                    stream.send(msgspec.structs.replace(part, packed=packed), payload)
             position += len(part.sizes)
     return sent
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from headrace.engine.buffers import BufferPool, Buffers
+from headrace.engine.compress import FileCompressor
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.host.batch import answer_batch
 from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.host.listing import fitting, look, statfs
+from headrace.host.packing import Packing
 from headrace.host.watch import Watcher
 from headrace.protocol.frames import encode_frame
 from headrace.protocol.messages import (
@@ -89,9 +93,10 @@ class RequestHandler:
         buffers: Buffers | None = None,
         gate: Gate | None = None,
         watcher: Watcher | None = None,
+        packing: Packing | None = None,
     ) -> None:
         """gate: the share's, by which the small reads of one connection go before the bulk of others. watcher: the
-        share's."""
+        share's. packing: where both sides agreed on compression."""
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
@@ -100,6 +105,7 @@ class RequestHandler:
         self._features = agreed.features
         self._peer = agreed.peer
         self._watcher = watcher or Watcher(tree)
+        self._packing = packing
         self._sources = SourceCache(tree)
         self._buffers = buffers or BufferPool()
         self._gate = gate or Gate()
@@ -181,23 +187,54 @@ class RequestHandler:
         if hole:
             self._stream.send(Chunk(request.id, ZERO_HASH(request.length), zero=True))
             return
+        plain = ""
+        if self._packing and self._packing.wanted(request.zstd):
+            compressor = self._packing.of_file(request.path)
+            plain = compressor.declines(request.length, request.zstd, self._packing.link) or ""
+            if not plain:
+                self._chunk_packed(source, request, self._packing, compressor)
+                return
         if (
             self._stream.clear and source.zero_copy and request.length > READ_SIZE
         ):  # below that, a system call more costs what it saves
             self._chunk_in_clear(source, request)
             return
         if request.length > READ_SIZE and self._stream.held_back:
-            self._chunk_in_pieces(source, request)
+            self._chunk_in_pieces(source, request, plain)
             return
         with self._buffers.acquire(request.length) as view:
             with _reporting():
                 source.read_into(view, request.offset)
             digest = self._known_hash(source, request) or self._hash_of(source, request, view)
-            chunk = Chunk(request.id, digest)
-            if request.length > SMALL:
-                self._send_giving_way(encode_frame(chunk, request.length), view)
-            else:
-                self._stream.send(chunk, view)
+            with self._sending(request.length):
+                self._send(Chunk(request.id, digest, packed=plain), view, request)
+        self.served.bytes += request.length
+
+    def _sending(self, count: int) -> AbstractContextManager[None]:
+        """Around sending: how long it takes says whether compressing pays."""
+        return self._packing.sending(count) if self._packing else contextlib.nullcontext()
+
+    def _send(self, chunk: Chunk, payload: memoryview, request: GetChunk) -> None:
+        if request.length > SMALL:
+            self._send_giving_way(encode_frame(chunk, len(payload)), payload)
+        else:
+            self._stream.send(chunk, payload)
+
+    def _chunk_packed(
+        self, source: SourceFile, request: GetChunk, packing: Packing, compressor: FileCompressor
+    ) -> None:
+        """Part by part, each compressed if it is worth it. As in the clear, the client finds out by the hash whether
+        the file is still the one that was hashed."""
+        digest = self._hash_now(source, request)
+        end, most = request.offset + request.length, packing.part
+        for offset in range(request.offset, end, most):
+            size = min(most, end - offset)
+            with self._buffers.acquire(2 * size) as view:
+                with _reporting():
+                    source.read_into(view[:size], offset)
+                payload, packed = compressor.pack(view[:size], view[size:], request.zstd, packing.link)
+                with packing.sending(len(payload)):
+                    self._send(Chunk(request.id, digest, size=size, packed=packed), payload, request)
         self.served.bytes += request.length
 
     def _send_giving_way(self, head: bytes, view: memoryview) -> None:
@@ -241,12 +278,13 @@ class RequestHandler:
                 offset += count
         self.served.bytes += request.length
 
-    def _chunk_in_pieces(self, source: SourceFile, request: GetChunk) -> None:
+    def _chunk_in_pieces(self, source: SourceFile, request: GetChunk, plain: str) -> None:
         """Who is held back by a rate limit holds a small buffer, not that of a chunk for as long as the chunk takes:
         a few such peers would have them all, and the others would wait. As in the clear, the client finds out by the
         hash whether the file is still the one that was hashed."""
-        chunk = Chunk(request.id, self._hash_now(source, request))
-        self._stream.send_pieces(chunk, request.length, self._pieces(source, request))
+        chunk = Chunk(request.id, self._hash_now(source, request), packed=plain)
+        with self._sending(request.length):
+            self._stream.send_pieces(chunk, request.length, self._pieces(source, request))
         self.served.bytes += request.length
 
     def _pieces(self, source: SourceFile, request: GetChunk) -> Iterator[memoryview]:
@@ -314,7 +352,8 @@ class RequestHandler:
 
     def _batch(self, request: GetBatch) -> None:
         self._need(BATCH, request)
-        self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._next_piece)
+        packing = self._packing if self._packing and self._packing.wanted(request.zstd) else None
+        self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._next_piece, packing)
 
     def _watch(self, request: Watch) -> None:
         self._need(WATCH, request)

@@ -18,6 +18,7 @@ from typing import Final, Self
 from headrace import config
 from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
+from headrace.engine.compress import Compressors, check_level
 from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
 from headrace.host.allowed import Allowed
 from headrace.host.guesses import GuessLimit
@@ -27,6 +28,7 @@ from headrace.host.session import Event, Served, Share, serve
 from headrace.host.udp import UdpSide, fall_back
 from headrace.host.watch import Watcher
 from headrace.protocol.codes import Code
+from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
 from headrace.protocol.session import Versions
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
@@ -68,6 +70,7 @@ class ShareServer:
         data_plane: str = "tls",
         buffers: int = DEFAULT_LIMIT,
         io: str = "auto",
+        compress: int = HOST_DECIDES,
         limit_rate: float | None = None,
         limit_peer: float | None = None,
         transports: Collection[str] = TRANSPORTS,
@@ -80,6 +83,7 @@ class ShareServer:
 
         data_plane: `clear` lets clients that want it have chunks in the clear. buffers: memory for chunks, in bytes,
         all clients together. io: how files are read, see storage.platform.
+        compress: 0 compresses for nobody; 1 to 19 at no higher level than that; -1 as clients ask.
         limit_rate: bytes a second sent to all clients together, and as many received; `limit.rate` changes it later.
         limit_peer: the same for each peer by itself, all its connections together; `limit_peer.rate` changes it later.
         transports: `tcp`, and `quic` for UDP on the same port number beside it; where that cannot be had, a warning
@@ -121,6 +125,7 @@ class ShareServer:
             registry=self.registry,
             watcher=self._watcher,
             clear=clear,
+            compressors=_compressors(compress),
             on_event=on_event,
         )
         self.port: int = self._listener.getsockname()[1]
@@ -300,6 +305,12 @@ class ShareServer:
                 "retry_after": seconds,
             }
         )
+
+
+def _compressors(compress: int) -> Compressors | None:
+    if check_level(compress) == NOT_PACKED:
+        return None
+    return Compressors() if compress == HOST_DECIDES else Compressors(compress)
 
 
 def _listen(bind: str, port: int) -> socket.socket:

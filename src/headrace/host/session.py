@@ -12,23 +12,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from headrace.engine.buffers import BufferPool, Buffers
+from headrace.engine.compress import Compressors
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
+from headrace.host.packing import Packing
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.host.watch import Watcher
 from headrace.observe import metrics
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
-from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, HostHandshake, Versions, error_message
+from headrace.protocol.session import CLEAR, FEATURES, SEALED, ZSTD, Agreed, HostHandshake, Versions, error_message
 from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
 from headrace.transport.pacing import Limit, pace
 from headrace.transport.quic.stream import QuicStream
-from headrace.transport.tcp import STALL_TIMEOUT, TcpStream
+from headrace.transport.tcp import STALL_TIMEOUT, TcpStream, is_local
 from headrace.transport.trust import Peers
 
 log = logging.getLogger("headrace.host")
@@ -40,7 +42,7 @@ Served = TcpStream | QuicStream
 
 @dataclass(frozen=True)
 class Share:
-    """What every session of one share has in common. Thread-safe."""
+    """What every session of one share has in common. Thread-safe. compressors: None compresses for nobody."""
 
     tree: SharedTree
     code: Code
@@ -53,6 +55,7 @@ class Share:
     buffers: Buffers = field(default_factory=BufferPool)
     gate: Gate = field(default_factory=Gate)
     clear: bool = False
+    compressors: Compressors | None = field(default_factory=Compressors)
     limit: Limit = field(default_factory=lambda: Limit(None))
     registry: Registry = field(default_factory=Registry)
     watcher: Watcher | None = None
@@ -148,7 +151,7 @@ def _handshake(messages: MessageStream, share: Share, address: str, features: tu
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
-        features=(*FEATURES, *features),
+        features=(*FEATURES, *features) if share.compressors else {*FEATURES, *features} - {ZSTD},
         agent=share.agent,
     )
     try:
@@ -169,7 +172,12 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    handler = RequestHandler(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher)
+    packing = None
+    if share.compressors and ZSTD in agreed.features:
+        packing = Packing(share.compressors, messages, near=is_local(address))
+    handler = RequestHandler(
+        share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing
+    )
     started = time.monotonic()
     try:
         while True:

@@ -31,7 +31,14 @@ MAX_BATCH_FILE: Final = READ_SIZE  # bytes of each of them
 MAX_BATCH_SIZE: Final = CHUNK_SIZE  # bytes of all of them together
 MAX_CHANGES: Final = 1000  # paths in each list of one Changed
 HEARTBEAT: Final = 5.0  # seconds; a Changed comes at least that often, an empty one where nothing changed
+MAX_PART: Final = 512 * KIB  # bytes of a range, or of a batch's files, that one compressed payload stands for
 MAX_FILE_SIZE: Final = 1 << 62
+
+# What a request says of compression, beside a level from 1 to MAX_LEVEL, and what an answer says where it is.
+NOT_PACKED: Final = 0
+HOST_DECIDES: Final = -1
+MAX_LEVEL: Final = 19  # zstd has higher ones, which take hundreds of megabytes
+ZSTD_PACKED: Final = "zstd"
 
 ROLE_CONTROL: Final = "control"
 ROLE_DATA: Final = "data"
@@ -258,42 +265,54 @@ class ManifestPart(Message, frozen=True, tag="manifest-part"):
 
 
 class GetChunk(Message, frozen=True, tag="get-chunk"):
-    """`length` bytes (at most CHUNK_SIZE) at `offset`, answered by Chunk. The range must lie inside the file."""
+    """`length` bytes (at most CHUNK_SIZE) at `offset`, answered by Chunk. The range must lie inside the file.
+
+    zstd: with the feature `zstd`, whether the answer may be compressed: HOST_DECIDES, a level, or NOT_PACKED.
+    """
 
     id: int
     path: bytes
     version: bytes
     offset: int
     length: int
+    zstd: int = NOT_PACKED
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
     """hash: BLAKE3 of the range. The payload is the range; with `zero` it is empty and the range is all zeros.
 
     clear: the payload follows outside of the stream's records, in the clear; only where both sides agreed on that.
+    size: 0 for the whole range. Else the payload stands for the next `size` bytes of it, at most MAX_PART, and the
+    answer is complete with the last of them; each part has the hash of the whole range.
+    packed: ZSTD_PACKED where the payload is a zstd frame of `size` bytes; else why it is not, where that was asked for.
     """
 
     id: int
     hash: bytes
     zero: bool = False
     clear: bool = False
+    size: int = 0
+    packed: str = ""
 
 
 class GetBatch(Message, frozen=True, tag="get-batch"):
     """Whole small files, answered by one or more Batch. items: path and version token of each.
 
     Only with the feature `batch`. At most MAX_BATCH_ITEMS files, MAX_BATCH_FILE bytes each, MAX_BATCH_SIZE in all.
+    zstd: as in GetChunk.
     """
 
     id: int
     items: list[tuple[bytes, bytes]]
+    zstd: int = NOT_PACKED
 
 
 class Batch(Message, frozen=True, tag="batch"):
     """The items `first`, `first` + 1, … of a GetBatch; the payload is their bytes one after the other.
 
     sizes: bytes of each; 0 for one that failed. failed, codes, texts: which items did, ascending, and why: a word of
-    the error table and a sentence. hash: BLAKE3 of the payload. The answer is complete with its last item.
+    the error table and a sentence. hash: BLAKE3 of the files' bytes. The answer is complete with its last item.
+    packed: ZSTD_PACKED where the payload is a zstd frame of those bytes, at most MAX_PART of them; else as in Chunk.
     """
 
     id: int
@@ -303,6 +322,7 @@ class Batch(Message, frozen=True, tag="batch"):
     codes: list[str]
     texts: list[str]
     hash: bytes
+    packed: str = ""
 
 
 # ---- phase 8: what a mount asks ----------------------------------------------------------------------------------

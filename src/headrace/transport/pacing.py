@@ -106,6 +106,11 @@ class Pace:
     def __init__(self, *buckets: Bucket) -> None:
         self._buckets = buckets
 
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second: the lowest of them; None: no limit."""
+        return min((rate for bucket in self._buckets if (rate := bucket.rate) is not None), default=None)
+
     def grant(self, wanted: int) -> int:
         """As Bucket.grant: what every limit allows."""
         portion = self.portion(wanted)

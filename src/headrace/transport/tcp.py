@@ -331,5 +331,9 @@ def tune(sock: socket.socket, *, loopback: bool) -> None:
 
 def is_loopback(sock: socket.socket) -> bool:
     """Whether the peer is on this machine."""
-    address = str(sock.getpeername()[0])
+    return is_local(str(sock.getpeername()[0]))
+
+
+def is_local(address: str) -> bool:
+    """Whether an address can only be this machine's."""
     return address.startswith(("127.", "::ffff:127.")) or address == "::1"
