@@ -172,6 +172,20 @@ def test_a_copy_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     assert (again.done["bytes_received"], again.done["bytes_reused"]) == (0, chunks * CHUNK)
 
 
+@pytest.mark.slow
+def test_a_host_from_before_there_was_compression(tmp_path: Path) -> None:
+    content = prose(CHUNK)
+    entry = file_entry(b"file", content)
+    options = ("--transport", "tcp", "--compress", "9")
+    with ScriptedHost(tmp_path / "host", [(b"", [entry])], {b"file": content}) as host:
+        got = call_get(host.address, tmp_path / "dest", *options, home=tmp_path / "home")
+        requests = [request for request in host.asked if isinstance(request, GetChunk)]
+    done = check_sums(got, CHUNK)
+    assert (done["bytes_received"], done["compression"]) == (CHUNK, {})
+    assert [request.zstd for request in requests] == [0]
+    assert (tmp_path / "dest" / "file").read_bytes() == content
+
+
 def test_options(tmp_path: Path) -> None:
     for options in (("--compress", "20"), ("--compress", "fast"), ("--compress", "3", "--data-plane", "clear")):
         got = call_get("127.0.0.1:1", tmp_path / "dest", *options, home=tmp_path / "home")

@@ -9,11 +9,13 @@ seconds a byte, and `1 / link` as it is. With several streams the true cost is l
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from headrace.errors import UsageError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Reason = Literal["small", "format", "entropy", "little", "link", "memory"]
 REASONS: Final = frozenset(get_args(Reason))
 
+AT_ONCE: Final = max(2, os.cpu_count() or 1)
 MIN_LENGTH: Final = KIB
 MAX_ENTROPY: Final = 7.5  # bits a byte
 MIN_SAVED: Final = 0.05  # part of the length
@@ -94,6 +97,9 @@ def entropy(data: bytes | bytearray | memoryview) -> float:
 class Compressors:
     """zstd for all streams of a host, and how fast this machine is at each level. Thread-safe.
 
+    Each compressor holds megabytes of tables, up to some 10 at the highest level. There are no more of them than this
+    machine has cores, for however many streams; who waits for one finds compressing slow, and leaves it.
+
     most: the highest level, whatever a client asks for. clock: seconds.
     """
 
@@ -104,7 +110,9 @@ class Compressors:
         self._clock = clock
         self._lock = threading.Lock()
         self._speeds = {level: speed for level, (speed, _) in LEVELS.items()}
-        self._local = threading.local()
+        self._free = threading.BoundedSemaphore(AT_ONCE)
+        self._idle: list[tuple[int, zstandard.ZstdCompressor]] = []  # by level; the last one used comes last
+        self._made = 0  # of them, those in use included
 
     def choose(self, link: float, ratio: float) -> int | None:
         """The level with which a piece arrives soonest, or nearly; None: as it is. ratio: what level 1 would make of
@@ -125,9 +133,8 @@ class Compressors:
         """One zstd frame of `data`, which names its length, at the front of `room`: how long it is. None where that is
         too short for it."""
         level = min(level, self.most)
-        compressor = self._compressor(level)
         started = self._clock()
-        with compressor.stream_reader(data, size=len(data)) as reader:
+        with self._compressor(level) as compressor, compressor.stream_reader(data, size=len(data)) as reader:
             length = 0
             while length < len(room) and (count := reader.readinto(room[length:])):
                 length += count
@@ -145,14 +152,26 @@ class Compressors:
             for level, (speed, _) in LEVELS.items():
                 self._speeds[level] += _FORGET * (speed - self._speeds[level])
 
-    def _compressor(self, level: int) -> zstandard.ZstdCompressor:
-        """The calling thread's own: they hold megabytes of tables, and no two threads may use one."""
+    @contextlib.contextmanager
+    def _compressor(self, level: int) -> Iterator[zstandard.ZstdCompressor]:
+        """One for the calling thread alone; waits for it."""
         import zstandard
 
-        known: tuple[int, zstandard.ZstdCompressor] | None = getattr(self._local, "known", None)
-        if known is None or known[0] != level:
-            known = self._local.known = level, zstandard.ZstdCompressor(level=level, write_content_size=True)
-        return known[1]
+        with self._free:
+            with self._lock:
+                known = next((one for one in self._idle if one[0] == level), None)
+                if known:
+                    self._idle.remove(known)
+                elif self._made < AT_ONCE:
+                    self._made += 1
+                elif self._idle:  # one at least is, as no more than the others are in use
+                    del self._idle[0]
+            mine = known or (level, zstandard.ZstdCompressor(level=level))
+            try:
+                yield mine[1]
+            finally:
+                with self._lock:
+                    self._idle.append(mine)
 
 
 class FileCompressor:

@@ -54,6 +54,7 @@ class Worker:
         try:
             self._keep_busy()
         finally:
+            self._lane.zstd = NOT_PACKED  # who uses it next, for small reads, did not ask for it
             if self._window:  # the lane failed; whoever else uses it must find that out, not wait for it
                 self._lane.lock.release()
 
