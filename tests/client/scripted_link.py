@@ -1,4 +1,4 @@
-"""A link to a file in memory: what a BlockReader needs of one, with faults that a test chooses. It has no threads."""
+"""A link to a file in memory: what a BlockReader needs of one, with faults that a test chooses. No threads."""
 
 from __future__ import annotations
 

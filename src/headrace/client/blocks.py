@@ -31,7 +31,8 @@ log = logging.getLogger("headrace.blocks")
 
 DEFAULT_RAM: Final = 256 * MIB
 TICK: Final = 0.2  # seconds between two looks at the clock of who waits for somebody else's fetch
-RTT_EVERY: Final = 5.0  # seconds between two looks at the round trip time
+RTT_EVERY: Final = 5.0  # seconds between two looks at the round trip time, after the first ones
+RTT_FIRST: Final = 32
 
 # What a fetch for somebody else failed of and an own one would, too.
 OF_THE_FILE: Final = (SourceChangedError, NotFoundError, PermissionRefusedError)
@@ -83,6 +84,7 @@ class BlockReader:
         self._meter = RateMeter()
         self._metering = threading.Lock()
         self._rtt_at = -RTT_EVERY
+        self._rtt_looks = 0
         self.ahead = Prefetcher[BlockFile](self._fill_ahead, self._drop, lambda: self.path.lanes)
         self.reads = self.hits = 0  # counted without a lock: they are for people
         self._fetched = self._from_disk = self._ahead_bytes = 0
@@ -180,8 +182,9 @@ class BlockReader:
 
     def _look_at_path(self, lane: Lane) -> None:
         now = self.clock()
-        if now - self._rtt_at >= RTT_EVERY:
+        if self._rtt_looks < RTT_FIRST or now - self._rtt_at >= RTT_EVERY:
             self._rtt_at = now
+            self._rtt_looks += 1
             known, rtt = self.path.rtt, lane.messages.stream.rtt()
             if rtt is not None:  # the least: what is above it is load
                 self.path = Path(rtt if known is None else min(known, rtt), self.path.rate)
@@ -190,8 +193,7 @@ class BlockReader:
         """Gives the span to the disk's cache, which writes it a moment later; it stays in memory until then."""
         view = span.view
         assert view is not None
-        self.ram.pin(span)
-        if not disk.put(span.offset, view, digest, lambda: self.ram.unpin(span)):
+        if self.ram.pin(span) and not disk.put(span.offset, view, digest, lambda: self.ram.unpin(span)):
             self.ram.unpin(span)
 
     # ---- the plain way ---------------------------------------------------------------------------------------------

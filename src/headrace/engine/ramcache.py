@@ -76,7 +76,7 @@ class RamCache:
         self._lock = threading.Lock()
         self._files: dict[tuple[bytes, int], CachedFile] = {}
         self._recent: OrderedDict[Span, None] = OrderedDict()  # those that are there
-        self._used = self._high_water = self._evicted = self._wasted = 0
+        self._used = self._pinned = self._high_water = self._evicted = self._wasted = 0
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
@@ -171,14 +171,19 @@ class RamCache:
             self._uncount(span)
             self._tell(span)
 
-    def pin(self, span: Span) -> None:
-        """Keeps the span in memory until `unpin`. One that is not kept at all stays with the caller."""
+    def pin(self, span: Span) -> bool:
+        """Keeps the span in memory until `unpin`. False where it is not kept, or half of all is pinned already."""
         with self._lock:
+            if not span.listed or self._pinned + span.length > self.limit // 2:
+                return False
             span.pins += 1
+            self._pinned += span.length
+            return True
 
     def unpin(self, span: Span) -> None:
         with self._lock:
             span.pins -= 1
+            self._pinned -= span.length
 
     def drop(self, file: CachedFile) -> None:
         """Lets go of all that is there of a file."""
