@@ -203,7 +203,7 @@ def test_who_does_not_get_in(host: Host, tmp_path: Path) -> None:
         headrace.connect(f"{WRONG_CODE}@{host.address}", home=tmp_path / "home")
     with pytest.raises(UnreachableError):
         headrace.connect(f"{CODE}@127.0.0.1:{free_port()}", home=tmp_path / "home")
-    for target in ("", "not a code", f"{CODE}@", f"{CODE}@host:99999", f"{CODE}@{host.address}/../x"):
+    for target in ("", "not a code!", f"{CODE}@", f"{CODE}@host:99999", f"{CODE}@{host.address}/../x"):
         with pytest.raises(UsageError) as refused:
             headrace.connect(target, home=tmp_path / "home")
         assert "7e57" not in str(refused.value)

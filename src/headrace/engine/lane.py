@@ -108,13 +108,13 @@ class Lane:
 
     def _hear_why(self) -> None:
         """The host takes nothing any more. What it said last may lie here, and tells more than that."""
-        self.messages.stream.set_deadline(LAST_WORDS)
         try:
+            self.messages.stream.set_deadline(LAST_WORDS)
             _raise_if_over(self.messages.expect()[0])
         except EndedByHostError:
             raise
-        except (ConnectionLostError, ProtocolError) as also:
-            log.debug("the host said nothing more (%s)", also.message)
+        except (ConnectionLostError, ProtocolError, OSError) as also:  # OSError: it was closed on this side
+            log.debug("the host said nothing more (%s)", also)
 
     def answered(self) -> None:
         """The oldest request's answer is complete."""
