@@ -85,7 +85,10 @@ def test_a_new_machine_knows_nothing(home: Path) -> None:
         "damaged": False,
         **dict.fromkeys(("entries", "files", "bytes_indexed", "stale", "evicted", "dropped"), 0),
         **dict.fromkeys(("asked", "found", "reused", "bytes_saved", "reflink", "copy_file_range", "copy"), 0),
+        **dict.fromkeys(("manifest_hashes", "manifest_files", "manifest_bytes_on_disk"), 0),
+        **dict.fromkeys(("manifest_hits", "manifest_misses", "bytes_not_hashed"), 0),
     }
+    assert not (home / "manifests.db").exists()
 
 
 def test_a_folder_is_added_once(home: Path, footage: Path) -> None:

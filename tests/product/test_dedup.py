@@ -6,10 +6,13 @@ import os
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from headrace.storage.manifest import SETTLED
 
 from .support import (
     CHUNK,
@@ -272,3 +275,26 @@ def test_the_cache_command_tells_what_was_saved(host: Host, tmp_path: Path) -> N
     info = run("cache", "info", "--json", home=tmp_path / "home").check_ok().events[0]
     assert info["bytes_saved"] == SIZE
     assert info["files"] == 2
+
+
+@pytest.mark.slow
+def test_a_share_that_was_killed_and_started_again_hashes_nothing_anew(file: Path, tmp_path: Path) -> None:
+    wait_until(lambda: time.time_ns() - file.stat().st_ctime_ns > SETTLED, "the file is old enough to be remembered")
+    hosts = tmp_path / "host"
+
+    def kept() -> dict[str, int]:
+        found: dict[str, int] = run("cache", "info", "--json", home=hosts).check_ok().events[0]
+        return found
+
+    with Host(file, home=hosts) as host:
+        run_get(host.address, tmp_path / "first", home=tmp_path / "one").check_ok()
+        wait_until(lambda: kept()["manifest_hashes"] == SIZE // CHUNK, "the hashes are kept")
+        assert kept()["bytes_not_hashed"] == 0
+        host.kill()
+        host.wait()
+    with Host(file, home=hosts) as host:
+        run_get(host.address, tmp_path / "second", home=tmp_path / "two").check_ok()
+    assert facts_of(tmp_path / "second") == facts_of(file)
+    figures = kept()
+    assert (figures["manifest_hits"], figures["manifest_misses"]) == (1, 1)
+    assert figures["bytes_not_hashed"] == SIZE

@@ -65,14 +65,14 @@ def test_a_file_that_changed_a_moment_ago_is_not_known_by_its_version(
     tmp_path: Path, mtime: int, age: int, remembered: bool
 ) -> None:
     """Within one tick of the clock it may change again and keep all its times."""
-    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "a").write_bytes(b"content" * 1000)
     now = (tmp_path / "a").stat().st_mtime_ns
     if mtime:
         os.utime(tmp_path / "a", ns=(now + mtime, now + mtime))
     changed = (tmp_path / "a").stat().st_ctime_ns
     cache = HashCache(clock=lambda: changed + age)
     with source_of(tmp_path / "a") as source:
-        assert list(manifest(source, source.size, cache)) == [(0, [hash_bytes(b"content")])]
+        assert list(manifest(source, source.size, cache)) == [(0, [hash_bytes(b"content" * 1000)])]
         assert (cache.get(source.version, 0) is not None) == remembered
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.storage.index import ChunkIndex, IndexStats
     from headrace.storage.index_check import Checked
     from headrace.storage.index_seed import Seeded
+    from headrace.storage.manifest_store import ManifestStore, StoreStats
 
 COUNTERS: Final = ("asked", "found", "reused", "bytes_saved", "reflink", "copy_file_range", "copy")
 LOSSES: Final = ("stale", "evicted", "dropped")
@@ -55,14 +56,19 @@ def cache(context: click.Context) -> int:
 @options.of("cache", without=(options.READ_DATA,))
 @click.pass_obj
 def info(common: options.Common, cache_entries: int) -> None:
-    """Say how much is in the index, how often it helped, and how much was not fetched for it."""
+    """Say how much is in the index, how often it helped, and how much was not fetched for it.
+
+    Below it, what shares of this machine remember: hashes of files that need not be computed again.
+    """
     events = _events(common)
     with output.telling(events), _index(cache_entries) as index:
         stats = signals.run(index.stats)
+        with _manifests() as store:
+            kept = signals.run(store.stats)
         if events:
-            events.emit({"event": "info", **_figures(stats)})
+            events.emit({"event": "info", **_figures(stats), **_figures_kept(kept)})
         else:
-            output.write_text(_told(stats))
+            output.write_text(_told(stats) + _told_kept(kept))
 
 
 @cache.command("verify", cls=_Part)
@@ -115,11 +121,13 @@ def gc(common: options.Common, cache_entries: int) -> None:
 @options.of("cache", without=(options.READ_DATA,))
 @click.pass_obj
 def clear(common: options.Common, cache_entries: int) -> None:
-    """Forget everything, the counters too. No file but the index is touched."""
+    """Forget everything, the counters too, and the hashes that shares keep. No other file is touched."""
     events = _events(common)
     with output.telling(events), _index(cache_entries) as index:
         before = signals.run(index.stats)
         signals.run(index.clear)
+        with _manifests() as store:
+            signals.run(store.clear)
         if events:
             events.emit({"event": "done", "entries": before.entries, "files": before.files})
         elif not common.quiet:
@@ -182,6 +190,13 @@ def _index(max_entries: int) -> Iterator[ChunkIndex]:
             yield index
     finally:
         logger.removeFilter(_not_off)
+
+
+def _manifests() -> ManifestStore:
+    """The hashes that shares keep."""
+    from headrace.storage.manifest_store import ManifestStore
+
+    return ManifestStore(config.home())
 
 
 def _not_off(record: logging.LogRecord) -> bool:
@@ -320,3 +335,26 @@ def _told(stats: IndexStats) -> str:
     if stats.damaged:
         lines.append(("damaged", "an earlier index was damaged and set aside; headrace cache gc deletes it"))
     return "".join(f"{name:<{_LABEL}}{text}\n" for name, text in lines)
+
+
+KEPT: Final = ("manifest_hits", "manifest_misses", "bytes_not_hashed")
+
+
+def _figures_kept(stats: StoreStats | None) -> dict[str, Any]:
+    counters = stats.counters if stats else {}
+    return {
+        "manifest_hashes": stats.hashes if stats else 0,
+        "manifest_files": stats.files if stats else 0,
+        "manifest_bytes_on_disk": stats.disk if stats else 0,
+        **{name: counters.get(name, 0) for name in KEPT},
+    }
+
+
+def _told_kept(stats: StoreStats | None) -> str:
+    if stats is None:
+        return f"{'shares':<{_LABEL}}no hashes kept yet\n"
+    hits, misses, size = (stats.counters.get(name, 0) for name in KEPT)
+    rate = f" ({hits / (hits + misses):.0%})" if hits + misses else ""
+    known = f"{counted(stats.hashes, 'chunk')} of {counted(stats.files, 'file')}, {human_size(stats.disk)} on disk"
+    found = f"{counted(hits + misses, 'file')} looked up, {hits:,} known{rate}, {human_size(size)} not hashed again"
+    return f"{'shares':<{_LABEL}}{known}; {found}\n"

@@ -325,7 +325,7 @@ class RequestHandler:
         self._asked.move_to_end(key)
         if len(self._asked) > _MAX_ASKED:
             self._asked.popitem(last=False)
-        return None if again else self._hashes.get(*key)
+        return None if again else self._hashes.known(source, index)
 
     def _hash_of(self, source: SourceFile, request: GetChunk, view: memoryview) -> bytes:
         """The range's hash, computed; remembered where it is a whole chunk of the file."""

@@ -30,6 +30,7 @@ from headrace.host.watch import Watcher
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
 from headrace.protocol.session import Versions
+from headrace.storage.manifest import HashCache, HashStore
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
 from headrace.transport.discovery import Announcer
@@ -120,6 +121,7 @@ class ShareServer:
             guesses=GuessLimit(on_lock=self._locked),
             agent=f"headrace {__version__}",
             versions=versions,
+            hashes=HashCache(store=lambda: _kept_hashes(home)),
             buffers=pool,
             limit=self.limit,
             registry=self.registry,
@@ -217,6 +219,7 @@ class ShareServer:
             self._announcer.stop()
         self._tree.close()
         self._io.close()
+        self._share.hashes.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -336,6 +339,12 @@ def _listen(bind: str, port: int) -> socket.socket:
         if isinstance(why, PermissionError):
             raise LocalDiskError(f"not allowed to listen on {where}", hint="Ports under 1024 need root.") from why
         raise UsageError(f"cannot listen on {where} ({why})") from why
+
+
+def _kept_hashes(home: Path) -> HashStore:
+    from headrace.storage.manifest_store import ManifestStore  # with SQLite; a share of small files needs neither
+
+    return ManifestStore(home)
 
 
 def _own_addresses() -> list[str]:

@@ -11,6 +11,7 @@ from headrace.protocol.messages import CHUNK_SIZE
 
 Hasher = blake3.blake3  # update(), digest(); 32 bytes
 
+SINGLY: Final = 4096  # bytes; so many are hashed as quickly as their hash is looked up
 # Zeros are fed to the hasher from here, so that no caller needs a buffer of them.
 _ZEROS: Final = bytes(256 * 1024)
 
@@ -23,6 +24,12 @@ def new_hasher() -> Hasher:
 def hash_bytes(data: bytes | bytearray | memoryview) -> bytes:
     """BLAKE3 of `data`, HASH_SIZE bytes. Releases the interpreter lock while hashing."""
     return Hasher(data).digest()
+
+
+def should_hash(offset: int, length: int) -> bool:
+    """Whether a chunk is worth a hash that is kept: it is larger than SINGLY bytes, or the last piece of a file of
+    several chunks, without which something of that file would still have to be fetched or read."""
+    return length > SINGLY or offset > 0
 
 
 def chunk_count(size: int) -> int:

@@ -43,7 +43,7 @@ from typing import Final, Self
 
 from headrace.errors import LocalDiskError
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE
-from headrace.storage.chunks import ZERO_HASH
+from headrace.storage.chunks import SINGLY, ZERO_HASH, should_hash
 from headrace.storage.index_db import Database
 from headrace.storage.index_file import (
     COMPANIONS,
@@ -65,7 +65,7 @@ log = logging.getLogger("headrace.storage.index")
 
 DEFAULT_ENTRIES: Final = 1_000_000  # chunks: 4 TB of large files, and about 100 MB of database
 MIN_ENTRIES: Final = 100
-MIN_LENGTH: Final = 4096  # bytes; as in the protocol, what is no larger is quicker sent than looked for
+MIN_LENGTH: Final = SINGLY
 CLOSE_SECONDS: Final = 5.0
 
 OFF: Final = Fallbacks()  # how often an index was off, by reason; for the metrics
@@ -165,8 +165,7 @@ class ChunkIndex:
                 raise ValueError("no chunk, or no hash")
             if offset + length > st.st_size:  # somebody changed it since it was finished
                 return False
-            # The short last piece of a file of several chunks counts: without it something would still be fetched.
-            if (length > MIN_LENGTH or offset) and (length < CHUNK_SIZE or digest != ZERO_HASH(length)):
+            if should_hash(offset, length) and (length < CHUNK_SIZE or digest != ZERO_HASH(length)):
                 rows.append((digest, offset, length))
         # One file that is larger than everything that may be remembered must not evict itself. A batch it must fit in.
         limit = min(MAX_QUEUED, max(1, self.max_entries * 9 // 10))

@@ -1,4 +1,6 @@
-"""The chunk index's database file: opening and making it, setting it aside when it is damaged, and SQLite's errors.
+"""A database file of headrace's: opening and making it, setting it aside when it is damaged, and SQLite's errors.
+
+There are two, the client's chunk index (INDEX) and the host's manifests (storage.manifest_store).
 
 SQLite in WAL mode, so a process that is killed at any moment leaves a database that works, and readers wait for
 nobody. Two rules keep its locks whole. Nothing else in this process may open and close the database file: closing any
@@ -16,6 +18,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +27,6 @@ from headrace.storage.oserrors import label
 
 log = logging.getLogger("headrace.storage.index")
 
-FILE: Final = "index.db"
-LOCK: Final = "index.lock"
-DAMAGED: Final = "index.db.damaged"  # one name: a disk that damages every new one must not fill up with them
 COMPANIONS: Final = ("-wal", "-shm")
 VERSION: Final = 1
 
@@ -36,7 +36,7 @@ _LOCK_SECONDS: Final = 2.0  # how long another process may take to open the data
 _CACHE_KIB: Final = 16 * 1024
 _WAL_LIMIT: Final = 16 * 1024 * 1024  # bytes that the write-ahead log keeps on disk when it is empty
 
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 CREATE TABLE files (
     id INTEGER PRIMARY KEY,
     path BLOB NOT NULL UNIQUE,
@@ -59,12 +59,43 @@ CREATE TABLE chunks (
 ) WITHOUT ROWID;
 CREATE INDEX chunks_file ON chunks (file);
 CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {VERSION};
 """
 # Made at each opening where it is missing: an index of before is as good, only slower to ask. Files of one chunk are
 # nobody's business here, so a million of those cost nothing.
 _BY_SIZE: Final = f"CREATE INDEX IF NOT EXISTS files_size ON files (size, mtime_ns) WHERE size > {CHUNK_SIZE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What kind of database it is. name: of its files, without an ending. what: for people. application: in the file's
+    header. schema: statements that make one; always: one that is run at each opening. tables: they must be there."""
+
+    name: str
+    what: str
+    application: int
+    version: int
+    schema: str
+    tables: str
+    always: str = ""
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.db"
+
+    @property
+    def lock(self) -> str:
+        return f"{self.name}.lock"
+
+    @property
+    def damaged(self) -> str:
+        """One name: a disk that damages every new one must not fill up with them."""
+        return f"{self.file}.damaged"
+
+
+INDEX: Final = Layout("index", "chunk index", _APPLICATION, VERSION, _SCHEMA, "chunks, files, numbers", _BY_SIZE)
+FILE: Final = INDEX.file
+LOCK: Final = INDEX.lock
+DAMAGED: Final = INDEX.damaged
 
 
 class IndexOffError(Exception):
@@ -84,78 +115,79 @@ class IndexBusyError(Exception):
     """Another process was writing for longer than is waited for."""
 
 
-def connect(home: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
+def connect(home: Path, layout: Layout = INDEX) -> tuple[sqlite3.Connection, tuple[int, int]]:
     """Opens the database in `home`, or makes one. A damaged one is set aside, with a warning, for a new one.
 
     The second thing is the file's identity. Raises IndexOffError, IndexBusyError.
     """
-    with _locked(home):
+    with _locked(home, layout):
         try:
-            return _connect(home), identity_of(home)
+            return _connect(home, layout), identity_of(home, layout)
         except IndexDamagedError as why:
-            _move_away(home, str(why))
+            _move_away(home, str(why), layout)
         try:
-            return _connect(home), identity_of(home)
+            return _connect(home, layout), identity_of(home, layout)
         except IndexDamagedError as why:  # a disk that cannot even keep a new one
             raise IndexOffError("damaged", f"a new one is damaged too: {why}", "Check the disk.") from why
 
 
-def _connect(home: Path) -> sqlite3.Connection:
-    path = home / FILE
-    with mapped(home):
+def _connect(home: Path, layout: Layout) -> sqlite3.Connection:
+    path = home / layout.file
+    with mapped(home, layout):
         with contextlib.suppress(FileExistsError):
             # Here, and not by SQLite: paths of files are nobody else's business. Only when there is none yet.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         sql = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            _set_up(sql)
+            _set_up(sql, layout)
         except BaseException:
             sql.close()
             raise
     return sql
 
 
-def identity_of(home: Path) -> tuple[int, int]:
+def identity_of(home: Path, layout: Layout = INDEX) -> tuple[int, int]:
     """Which file the database in `home` is; (0, 0) when there is none."""
     try:
-        st = os.stat(home / FILE)
+        st = os.stat(home / layout.file)
     except OSError:
         return 0, 0
     return st.st_dev, st.st_ino
 
 
-def set_aside(home: Path, identity: tuple[int, int], why: str) -> None:
+def set_aside(home: Path, identity: tuple[int, int], why: str, layout: Layout = INDEX) -> None:
     """Renames the damaged database and its log, unless another process did so already. Raises IndexOffError."""
-    with _locked(home):
-        if identity_of(home) == identity:
-            _move_away(home, why)
+    with _locked(home, layout):
+        if identity_of(home, layout) == identity:
+            _move_away(home, why, layout)
 
 
-def remove_damaged(home: Path) -> bool:
+def remove_damaged(home: Path, layout: Layout = INDEX) -> bool:
     """Deletes the damaged database that was set aside; whether there was one. Raises IndexOffError."""
-    found = (home / DAMAGED).exists()
-    with mapped(home):
+    found = (home / layout.damaged).exists()
+    with mapped(home, layout):
         for end in (*COMPANIONS, ""):
-            (home / (DAMAGED + end)).unlink(missing_ok=True)
+            (home / (layout.damaged + end)).unlink(missing_ok=True)
     return found
 
 
-def _move_away(home: Path, why: str) -> None:
+def _move_away(home: Path, why: str, layout: Layout) -> None:
     """The log first: without it the old database is at worst damaged, which is known; with it a new one would be."""
-    with mapped(home):
+    aside = home / layout.damaged
+    with mapped(home, layout):
         for end in (*COMPANIONS, ""):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(home / (FILE + end), home / (DAMAGED + end))
-    log.warning("the chunk index was damaged (%s); it is %s now, and a new one was started", why, home / DAMAGED)
+                os.replace(home / (layout.file + end), home / (layout.damaged + end))
+    log.warning("the %s was damaged (%s); it is %s now, and a new one was started", layout.what, why, aside)
 
 
-def _set_up(sql: sqlite3.Connection) -> None:
+def _set_up(sql: sqlite3.Connection, layout: Layout) -> None:
     application = sql.execute("PRAGMA application_id").fetchone()[0]
     version = sql.execute("PRAGMA user_version").fetchone()[0]
-    if application == _APPLICATION and version > VERSION:
-        text = f"it was made by a newer headrace (its version {version}, this one knows {VERSION})"
+    if application == layout.application and version > layout.version:
+        text = f"it was made by a newer headrace (its version {version}, this one knows {layout.version})"
         raise IndexOffError("newer", text, "Update headrace, or set HEADRACE_HOME to another folder.")
-    ours = application == _APPLICATION and version == VERSION
+    ours = application == layout.application and version == layout.version
     if not ours and sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise IndexDamagedError("it is a database of something else")
     if sql.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -165,18 +197,19 @@ def _set_up(sql: sqlite3.Connection) -> None:
     for pragma in ("synchronous = NORMAL", f"cache_size = -{_CACHE_KIB}", f"journal_size_limit = {_WAL_LIMIT}"):
         sql.execute(f"PRAGMA {pragma}")
     if not ours:  # under the lock file, so nobody else does
-        sql.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    sql.execute(_BY_SIZE)
-    sql.execute("SELECT 1 FROM chunks, files, numbers LIMIT 1").fetchall()
+        mark = f"PRAGMA application_id = {layout.application}; PRAGMA user_version = {layout.version};"
+        sql.executescript(f"BEGIN IMMEDIATE; {layout.schema} {mark} COMMIT;")
+    sql.execute(layout.always)
+    sql.execute(f"SELECT 1 FROM {layout.tables} LIMIT 1").fetchall()
 
 
 @contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def _locked(home: Path, layout: Layout = INDEX) -> Iterator[None]:
     """The lock file, held. Raises IndexOffError, also when somebody else holds it for too long."""
     deadline = time.monotonic() + _LOCK_SECONDS
-    with mapped(home):
+    with mapped(home, layout):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(home / layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
             try:
@@ -184,7 +217,7 @@ def _locked(home: Path) -> Iterator[None]:
                 break
             except OSError as why:
                 if why.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > deadline:
-                    text = f"{label(home / LOCK)} is held by another process, or cannot be locked"
+                    text = f"{label(home / layout.lock)} is held by another process, or cannot be locked"
                     raise IndexOffError("locked", text, "Run again when no other headrace hangs.") from why
                 time.sleep(0.01)
         yield
@@ -193,17 +226,17 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mapped(home: Path) -> Iterator[None]:
+def mapped(home: Path, layout: Layout = INDEX) -> Iterator[None]:
     """SQLite's errors, and the disk's, become this module's."""
     try:
         yield
     except sqlite3.Error as why:
-        raise _of_sqlite(why, home) from why
+        raise _of_sqlite(why, home / layout.file) from why
     except OSError as why:
         raise _of_disk(why.errno or 0, why.strerror or str(why), home) from why
 
 
-def _of_sqlite(why: sqlite3.Error, home: Path) -> Exception:
+def _of_sqlite(why: sqlite3.Error, file: Path) -> Exception:
     extended = getattr(why, "sqlite_errorcode", 0)
     code = extended & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR):
@@ -213,10 +246,10 @@ def _of_sqlite(why: sqlite3.Error, home: Path) -> Exception:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         return IndexBusyError(str(why))
     if code == sqlite3.SQLITE_FULL:
-        return _of_disk(errno.ENOSPC, "", home)
+        return _of_disk(errno.ENOSPC, "", file.parent)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
-        return _of_disk(errno.EACCES, "", home)
-    return IndexOffError("failed", f"{label(home / FILE)} does not work ({why})", "Check the disk it lies on.")
+        return _of_disk(errno.EACCES, "", file.parent)
+    return IndexOffError("failed", f"{label(file)} does not work ({why})", "Check the disk it lies on.")
 
 
 def _of_disk(number: int, text: str, home: Path) -> IndexOffError:

@@ -6,11 +6,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Protocol
 
-from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, MAX_HASHES
-from headrace.storage.chunks import ZERO_HASH, chunk_count, chunk_range, hash_bytes
+from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, MAX_HASHES, READ_SIZE
+from headrace.storage.chunks import ZERO_HASH, chunk_count, chunk_range, hash_bytes, should_hash
 from headrace.storage.source import SourceFile
 
 MAX_CACHED: Final = 1_000_000  # hashes: 32 MB, and so 4 TB of files
@@ -25,16 +25,34 @@ FIRST_PART: Final = 4
 NEXT_PART: Final = 16
 
 
+class HashStore(Protocol):
+    """Where hashes outlive the process: storage.manifest_store. Thread-safe, and raises nothing."""
+
+    def load(self, version: bytes) -> Mapping[int, bytes | bytearray]: ...
+    def save(self, version: bytes, index: int, digest: bytes) -> None: ...
+    def reused(self, size: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class HashCache:
     """Chunk hashes by version token. Thread-safe, bounded: the least recently used file is forgotten whole.
 
     max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
-    clock: what the times of files are compared with, in nanoseconds.
+    clock: what the times of files are compared with, in nanoseconds. store: opens the place where hashes outlive this
+    process; called when the first file comes that is kept there. `close` it then.
     """
 
-    def __init__(self, max_hashes: int = MAX_CACHED, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        max_hashes: int = MAX_CACHED,
+        clock: Callable[[], int] = time.time_ns,
+        store: Callable[[], HashStore] | None = None,
+    ) -> None:
         self._max = max_hashes
         self._clock = clock
+        self._open_store = store
+        self._store: HashStore | None = None
+        self._opening = threading.Lock()
         self._weight = 0
         # One bytearray a file: as objects of their own the hashes would take five times the memory.
         self._files: OrderedDict[bytes, bytearray] = OrderedDict()
@@ -50,12 +68,61 @@ class HashCache:
             found = bytes(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
         return found if found and found != _UNKNOWN else None
 
+    def known(self, source: SourceFile, index: int) -> bytes | None:
+        """As `get`, for a file of the share: also what an earlier process knew of it."""
+        if store := self._kept_by(source):
+            with self._lock:
+                looked_for = source.version in self._files
+            if not looked_for:
+                self._take(source, store.load(source.version), store)
+        return self.get(source.version, index)
+
     def remember(self, source: SourceFile, index: int, hash: bytes) -> None:
-        """As `put`, for what was just read and hashed, unless the file is too young to be known by its version."""
+        """As `put`, for what was just read and hashed, unless the file is too young to be known by its version, or the
+        chunk so small that it is as quickly hashed again."""
+        if not should_hash(*chunk_range(source.size, index)):
+            return
         st, now = os.fstat(source.fileno()), self._clock()
         # A time in the future is no sign of youth: the next change would set it to the present.
-        if min(abs(now - st.st_mtime_ns), abs(now - st.st_ctime_ns)) >= SETTLED:
-            self.put(source.version, source.size, index, hash)
+        if min(abs(now - st.st_mtime_ns), abs(now - st.st_ctime_ns)) < SETTLED:
+            return
+        self.put(source.version, source.size, index, hash)
+        if store := self._kept_by(source):
+            store.save(source.version, index, hash)
+
+    def _kept_by(self, source: SourceFile) -> HashStore | None:
+        """The store, unless the file is so small that it comes in batches: those have a hash of their own."""
+        if self._open_store is None or source.size <= READ_SIZE:
+            return None
+        with self._opening:
+            if self._store is None:
+                self._store = self._open_store()
+            return self._store
+
+    def _take(self, source: SourceFile, stored: Mapping[int, bytes | bytearray], store: HashStore) -> None:
+        """What the store has of a file. Nothing is kept as well: it is not asked again then."""
+        count = chunk_count(source.size)
+        kept = 0
+        for first, hashes in stored.items():
+            for place in range(min(len(hashes) // HASH_SIZE, count - first)):
+                digest = bytes(hashes[place * HASH_SIZE : (place + 1) * HASH_SIZE])
+                if digest != _UNKNOWN:
+                    self.put(source.version, source.size, first + place, digest)
+                    kept += chunk_range(source.size, first + place)[1]
+        if kept:
+            store.reused(kept)
+            return
+        with self._lock:
+            if source.version not in self._files:
+                self._files[source.version] = bytearray()
+                self._weight += _FILE_COST
+                self._make_room()
+
+    def close(self) -> None:
+        """Writes what is to outlive the process."""
+        with self._opening:
+            if self._store:
+                self._store.close()
 
     def put(self, version: bytes, size: int, index: int, hash: bytes) -> None:
         """Remembers the hash of chunk `index` of a file of `size` bytes. ValueError when it has no such chunk."""
@@ -74,9 +141,13 @@ class HashCache:
                 hashes.extend(bytes(missing * HASH_SIZE))
                 self._weight += missing
             hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE] = hash
-            while self._weight > self._max:
-                _, dropped = self._files.popitem(last=False)
-                self._weight -= _FILE_COST + len(dropped) // HASH_SIZE
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """With the lock held."""
+        while self._weight > self._max:
+            _, dropped = self._files.popitem(last=False)
+            self._weight -= _FILE_COST + len(dropped) // HASH_SIZE
 
 
 def manifest(source: SourceFile, size: int, cache: HashCache) -> Iterator[tuple[int, list[bytes]]]:
@@ -90,7 +161,7 @@ def manifest(source: SourceFile, size: int, cache: HashCache) -> Iterator[tuple[
     first = computed = 0
     limit = FIRST_PART
     for index in range(chunk_count(size)):
-        known = cache.get(source.version, index)
+        known = cache.known(source, index)
         if known is None:
             offset, length = chunk_range(size, index)
             if source.sparse and source.is_hole(offset, length):
