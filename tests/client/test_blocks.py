@@ -41,7 +41,7 @@ RANGES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ranges=RANGES, phase=st.sampled_from([7, 8]), ram=st.sampled_from([256 * KIB, MIB, 64 * MIB]))
 def test_any_reads_give_the_files_bytes(ranges: list[tuple[int, int]], phase: int, ram: int) -> None:
     reader = reader_of(ScriptedLink(NOISE, phase=phase), ram=ram)
@@ -205,6 +205,7 @@ def test_offline_asks_nobody() -> None:
     assert not link.asked
 
 
+@pytest.mark.slow
 def test_sequential_reads_are_fetched_ahead_on_bulk_lanes() -> None:
     link = ScriptedLink(random.Random(3).randbytes(24 * MIB))
     reader = reader_of(link)

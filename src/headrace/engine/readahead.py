@@ -136,7 +136,7 @@ class ReadAhead:
     def advance(self, offset: int, length: int, path: Path = UNKNOWN) -> list[Extent]:
         """At each read, cached or not: what to ask for now beside it, in order."""
         end = offset + length
-        if not -SLACK <= offset - self._front <= self._gap():
+        if abs(offset - self._front) > SLACK:
             self._seek(offset)
         if end > self._front:
             self._run += end - max(offset, self._front)
@@ -144,10 +144,6 @@ class ReadAhead:
         if not self.window and not self._opens(offset, path):
             return []
         return self._ask(path)
-
-    def _gap(self) -> int:
-        """How far a read may lie after the last one and still go on from it."""
-        return SLACK if self.window else BLOCK
 
     def _seek(self, offset: int) -> None:
         self._judge()
@@ -161,7 +157,10 @@ class ReadAhead:
         if asked <= 0:
             return
         used = min(self._front, self._ahead) - self._began_ahead
-        self._doubt = min(self._doubt + 1, 6) if used < asked // 2 else max(0, self._doubt - 1)
+        wanted = min(
+            asked // 2, FIRST_WINDOW
+        )  # a long run leaves a window behind, which is no reason to doubt the next
+        self._doubt = min(self._doubt + 1, 6) if used < wanted else max(0, self._doubt - 1)
 
     def wasted(self, length: int) -> None:
         """So much of what was read ahead had to go before anybody read it: there is less room than the window takes."""
