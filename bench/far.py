@@ -21,7 +21,7 @@ TRANSPORTS: Final = ("tcp", "quic", "auto")
 TRY_TIMEOUT: Final = 30.0  # seconds for headrace to say whether it can
 
 
-class _FarSshd(Sshd):
+class FarSshd(Sshd):
     """Listens on every address of its host, and is known by the one that the other host sees."""
 
     def __init__(self, folder: Path, address: str) -> None:
@@ -38,7 +38,7 @@ class _FarSshd(Sshd):
 class _FarScp(Scp):
     def __init__(self, name: str, folder: Path, address: str) -> None:
         super().__init__(name, folder, FAST_CIPHER)
-        self._sshd = _FarSshd(folder, address)
+        self._sshd = FarSshd(folder, address)
 
 
 class _FarRsyncDaemon(RsyncDaemon):
