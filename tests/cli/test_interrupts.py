@@ -41,6 +41,7 @@ def test_while_it_connects(command, number, exit_code, silence, home):
     assert err == (b"headrace: interrupted; run the same command again to resume\n" if command == "get" else b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "exit_code"), ENDS)
 def test_in_the_middle_of_a_transfer_and_again(number, exit_code, tmp_path, home):
     source = tmp_path / "tree" / "big"

@@ -54,7 +54,17 @@ def test_a_tree_of_small_files_takes_few_requests_and_the_second_time_none(tmp_p
         assert again.done["bytes_received"] == 0
 
 
-@pytest.mark.parametrize("options", [(), ("--protocol", "7"), ("--io", "plain"), ("--connections", "1")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        *[
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (("--protocol", "7"), ("--io", "plain"), ("--connections", "1"))
+        ],
+    ],
+    ids=str,
+)
 def test_odd_names_and_empty_files(tmp_path: Path, options: tuple[str, ...]) -> None:
     tree = os.fsencode(tmp_path / "tree")
     names = [b"\xff\xfe", b" ", b"-rf", b"new\nline", b"\xe4\xb8\x96" * 80, b"x" * 255, b"...", b"a\\b", b".hidden"]

@@ -22,6 +22,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "client"
 
 
+@pytest.mark.slow
 def test_a_tree_arrives_as_it_is(tmp_path: Path, home: Path) -> None:
     tree = make_tree(tmp_path / "tree", small_files=300)
     with Host(tree, home=tmp_path / "host") as host:

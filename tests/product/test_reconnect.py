@@ -52,10 +52,9 @@ def assert_arrived(dest: Path, source: Path) -> None:
         assert facts_of(dest) == facts_of(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "protocol"), CASES)
-@pytest.mark.parametrize(
-    "wire", [*[pytest.param(wire, marks=pytest.mark.slow) for wire in (2000, 40_000, 18 * MIB)], 5 * MIB]
-)
+@pytest.mark.parametrize("wire", [2000, 40_000, 5 * MIB, 18 * MIB])
 def test_a_connection_that_breaks_is_made_anew(
     place: Path, tmp_path: Path, what: str, protocol: str, wire: int
 ) -> None:

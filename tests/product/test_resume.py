@@ -203,12 +203,12 @@ def test_a_host_that_dies_while_phase_7_lists_ends_the_client(tmp_path: Path) ->
     ("what", "number", "exit_code"),
     [
         ("file", signal.SIGINT, 130),
-        *[
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("file", signal.SIGTERM, 143), ("tree", signal.SIGINT, 130), ("tree", signal.SIGTERM, 143))
-        ],
+        ("file", signal.SIGTERM, 143),
+        ("tree", signal.SIGINT, 130),
+        ("tree", signal.SIGTERM, 143),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_stops_a_get_at_once_and_it_can_go_on(
     file_host: Host, tree_host: Host, place: Path, tmp_path: Path, what: str, number: int, exit_code: int
 ) -> None:
