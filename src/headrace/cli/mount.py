@@ -30,7 +30,7 @@ Word = dict[str, Any]
 
 @click.command("mount", cls=options.Command)
 @click.argument("target")
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR")  # no click.Path: it asks the file system, which may be dead
 @options.of("mount")
 @click.pass_obj
 def mount(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("unmount", cls=options.Command)
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR")  # no click.Path: it asks the file system, which may be dead
 @options.of("unmount")
 @click.pass_obj
 def unmount(common: options.Common, directory: str) -> None:
