@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from headrace.errors import (
@@ -42,6 +42,7 @@ LONG: Final = 10
 BLOCK: Final = 4096  # bytes; st_blksize and f_bsize
 _TYPES: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK, "o": stat.S_IFSOCK}
 _LINK_MODE: Final = 0o777
+_PADDING: Final = [bytes(-length % 8) for length in range(8)]  # behind a name, to the next multiple of 8
 _DOTS: Final = 2  # `.` and `..` come first in a directory
 
 # What a program is told of what went wrong. The first class that fits counts.
@@ -155,6 +156,20 @@ class FileSystem:
         """Files and directories that are open."""
         return len(self._handles)
 
+    def outdated(self, path: RelPath | None) -> tuple[list[tuple[int, bytes]], list[int]]:
+        """What the kernel has to forget, for Server.forget, when `path` is not what it was; None: nothing is."""
+        if path is None:
+            nodes = self.nodes.everything()
+            names = [(node.parent.number, node.name) for node in nodes if node.parent]
+            folders = [node for node in nodes if node.entry.kind == "d"]
+        else:
+            parent, node = self.nodes.at(path.parent), self.nodes.at(path)
+            names = [(parent.number, path.name)] if parent and path else []  # one that is not there may be known, too
+            folders = [node] if node and node.entry.kind == "d" else []
+        for folder in folders:
+            folder.listed = None
+        return names, [folder.number for folder in folders]
+
     # ---- names -----------------------------------------------------------------------------------------------------
 
     def _lookup(self, request: Request) -> Piece:
@@ -169,7 +184,7 @@ class FileSystem:
     def _told(self, parent: Node, entry: Entry) -> bytes:
         node = self.nodes.tell(parent, entry)
         valid = self._valid()
-        return wire.ENTRY_HEAD.pack(node.number, 0, valid, valid, 0, 0) + self._attr(node.ino, entry)
+        return wire.ENTRY_HEAD.pack(node.number, 0, valid, valid, 0, 0) + wire.ATTR.pack(*self._attr(node.ino, entry))
 
     def _forget(self, request: Request) -> Piece:
         (times,) = wire.FORGET_IN.unpack_from(request.body)
@@ -187,7 +202,7 @@ class FileSystem:
         node = self._node(request.node)
         if not (node.opened and node.entry.kind == "f"):  # what is open stays at its version
             node.entry = self._now(node)
-        return wire.ATTR_HEAD.pack(self._valid(), 0, 0) + self._attr(node.ino, node.entry)
+        return wire.ATTR_HEAD.pack(self._valid(), 0, 0) + wire.ATTR.pack(*self._attr(node.ino, node.entry))
 
     def _now(self, node: Node) -> Entry:
         """The entry that has the node's path now. ESTALE, upon which the kernel looks the name up anew, where that is
@@ -245,36 +260,51 @@ class FileSystem:
         node = self._node(request.node)
         entries = self._names.list(node.path, self._deadline())
         flags = wire.FOPEN_CACHE_DIR
-        if node.listed is entries:
+        # The kernel's own copy has no attributes. When those it has are too old, reading the directory again brings
+        # them all at once, and else it would ask for them one by one.
+        if node.listed is entries and self._clock() < node.listed_until:
             flags |= wire.FOPEN_KEEP_CACHE
-        node.listed = entries
+        else:
+            node.listed, node.listed_until = entries, self._clock() + self._valid()
         return self._opened(_Directory(node, entries), flags)
 
     def _readdir(self, request: Request) -> Piece:
         handle, offset, size = self._directory(request)
-        answer = bytearray()
+        answer, pack = bytearray(), wire.DIRENT.pack
+        room = size - wire.DIRENT.size
         for position, name, ino, kind in handle.names(offset):
-            length = _padded(wire.DIRENT.size + len(name))
-            if len(answer) + length > size:
+            length = len(name)
+            if len(answer) + length > room - 7:
                 break
-            answer += wire.DIRENT.pack(ino, position, len(name), kind) + name
-            answer += bytes(-len(answer) % 8)
+            answer += pack(ino, position, length, kind >> 12)
+            answer += name + _PADDING[length & 7]
         return answer
 
     def _readdirplus(self, request: Request) -> Piece:
         """With the attributes of every entry, so that nobody has to ask for them one by one."""
         handle, offset, size = self._directory(request)
-        answer = bytearray()
-        for position, name, ino, kind in handle.names(offset):
-            length = _padded(wire.ENTRY_HEAD.size + wire.ATTR.size + wire.DIRENT.size + len(name))
-            if len(answer) + length > size:
+        answer, pack = bytearray(), wire.DIRENT_PLUS.pack
+        room = size - wire.DIRENT_PLUS.size - 7
+        directory, entries, valid = handle.node, handle.entries, self._valid()
+        tell, attr = self.nodes.tell, self._attr
+        if offset < _DOTS:
+            for position, name, ino, kind in handle.dots()[offset:]:
+                answer += pack(*[0] * 22, ino, position, len(name), kind >> 12) + name + _PADDING[len(name)]
+            offset = _DOTS
+        for position in range(offset - _DOTS, len(entries)):
+            entry = entries[position]
+            name = entry.name
+            length = len(name)
+            if len(answer) + length > room:
                 break
-            if position <= _DOTS:
-                answer += bytes(wire.ENTRY_HEAD.size + wire.ATTR.size)
-            else:
-                answer += self._told(handle.node, handle.entries[position - _DOTS - 1])
-            answer += wire.DIRENT.pack(ino, position, len(name), kind) + name
-            answer += bytes(-len(answer) % 8)
+            node = tell(directory, entry)
+            ino = node.ino
+            attributes = attr(ino, entry)
+            answer += pack(
+                *(node.number, 0, valid, valid, 0, 0, *attributes),
+                *(ino, position + _DOTS + 1, length, attributes[9] >> 12),
+            )
+            answer += name + _PADDING[length & 7]
         return answer
 
     def _directory(self, request: Request) -> tuple[_Directory, int, int]:
@@ -306,13 +336,15 @@ class FileSystem:
     def _valid(self) -> int:
         return LONG if self._names.watching else BRIEF
 
-    def _attr(self, ino: int, entry: Entry) -> bytes:
-        seconds, rest = wire.seconds(entry.mtime_ns)
-        size = len(entry.target) if entry.kind == "l" else entry.size if entry.kind == "f" else 0
-        mode = _TYPES[entry.kind] | (_LINK_MODE if entry.kind == "l" else entry.mode)
+    def _attr(self, ino: int, entry: Entry) -> tuple[int, ...]:
+        """The fields of wire.ATTR."""
+        seconds, rest = divmod(entry.mtime_ns, 1_000_000_000)
+        kind = entry.kind
+        size = entry.size if kind == "f" else len(entry.target)
+        mode = _TYPES[kind] | (_LINK_MODE if kind == "l" else entry.mode)
         # One link: how many there are is not told, and of a directory 1 says that its subdirectories are not counted.
-        return wire.ATTR.pack(
-            *(ino, size, (size + 511) // 512, seconds, seconds, seconds, rest, rest, rest),
+        return (
+            *(ino, size, (size + 511) >> 9, seconds, seconds, seconds, rest, rest, rest),
             *(mode, 1, *self._owner, 0, BLOCK, 0),
         )
 
@@ -332,25 +364,19 @@ class _Directory:
         self.node = node
         self.entries = entries
 
-    def names(self, offset: int) -> itertools.chain[tuple[int, bytes, int, int]]:
-        """(the offset behind it, name, inode number, type) of what lies behind `offset`."""
+    def dots(self) -> list[tuple[int, bytes, int, int]]:
+        """The first two of `names`."""
         node = self.node
-        own = node.ino
-        dots = [(1, b".", own, 4), (2, b"..", node.parent.ino if node.parent else own, 4)]
-        rest = range(max(0, offset - _DOTS), len(self.entries))
-        entries = self.entries
-        return itertools.chain(
-            dots[offset:],
-            (
-                (
-                    index + _DOTS + 1,
-                    entries[index].name,
-                    ino_of(own, entries[index].name),
-                    _TYPES[entries[index].kind] >> 12,
-                )
-                for index in rest
-            ),
-        )
+        above = node.parent.ino if node.parent else node.ino
+        return [(1, b".", node.ino, stat.S_IFDIR), (2, b"..", above, stat.S_IFDIR)]
+
+    def names(self, offset: int) -> Iterator[tuple[int, bytes, int, int]]:
+        """(the offset behind it, name, inode number, type) of what lies behind `offset`."""
+        own, entries = self.node.ino, self.entries
+        yield from self.dots()[offset:]
+        for index in range(max(0, offset - _DOTS), len(entries)):
+            entry = entries[index]
+            yield index + _DOTS + 1, entry.name, ino_of(own, entry.name), _TYPES[entry.kind]
 
 
 def _named(entry: Entry, name: bytes) -> Entry:
@@ -358,7 +384,3 @@ def _named(entry: Entry, name: bytes) -> Entry:
     if entry.name == name:
         return entry
     return Entry(name, entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.target, entry.version, entry.sparse)
-
-
-def _padded(length: int) -> int:
-    return (length + 7) & ~7

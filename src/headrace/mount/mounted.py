@@ -28,7 +28,6 @@ from headrace.storage.blockcache import DEFAULT_LIMIT, BlockCache
 log = logging.getLogger("headrace.mount")
 
 FOLDER: Final = "blocks"  # of the disk cache, in the headrace home
-FIRST_CONTACT: Final = 30.0  # seconds at least for the host to answer when a mount begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +64,9 @@ class Mount:
         with contextlib.ExitStack() as undo:
             device.check_here()
             self.point = unmount.make_room(directory, nonempty=options.nonempty)
+            self._first = None if options.offline else connect()  # not by the link: it would try again where it fails
             self._link = Link(lambda: self._connected(connect))
             undo.callback(self._link.close)
-            if not options.offline:
-                self._link.connect(time.monotonic() + max(FIRST_CONTACT, options.timeout))
             disk = None
             if options.cache_disk and not options.plain:
                 disk = BlockCache(config.home() / FOLDER, options.cache_disk)
@@ -156,7 +154,7 @@ class Mount:
     # ----------------------------------------------------------------------------------------------------------------
 
     def _connected(self, connect: Callable[[], Session]) -> Session:
-        session = connect()
+        session, self._first = self._first or connect(), None
         if self._session is None:
             self._limit_rate = session.limit.rate
         session.limit.rate = self._limit_rate  # which may have been changed meanwhile

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
@@ -19,28 +18,34 @@ from headrace.protocol.messages import Entry
 from headrace.protocol.paths import ROOT, RelPath
 
 
-@dataclass(slots=True, eq=False)
 class Node:
     """known: how many times the kernel was told of it and has not forgotten. opened: handles that are open.
-    listed: of a directory, the listing that the kernel has."""
 
-    number: int
-    ino: int
-    parent: Node | None
-    name: bytes
-    entry: Entry
-    known: int = 0
-    opened: int = 0
-    listed: Sequence[Entry] | None = None
+    listed: of a directory, the listing that the kernel has, and until when it believes what came with it.
+    """
+
+    __slots__ = ("_path", "entry", "ino", "known", "listed", "listed_until", "name", "number", "opened", "parent")
+
+    def __init__(self, number: int, ino: int, parent: Node | None, name: bytes, entry: Entry) -> None:
+        self.number = number
+        self.ino = ino
+        self.parent = parent
+        self.name = name
+        self.entry = entry
+        self.known = 0
+        self.opened = 0
+        self.listed: Sequence[Entry] | None = None
+        self.listed_until = 0.0
+        self._path: RelPath | None = None
 
     @property
     def path(self) -> RelPath:
-        parts: list[bytes] = []
-        node = self
-        while node.parent is not None:
-            parts.append(node.name)
-            node = node.parent
-        return RelPath(tuple(reversed(parts)))
+        if self._path is None:
+            path = RelPath((*self.parent.path.parts, self.name)) if self.parent else ROOT
+            if self.entry.kind != "d":  # asked for once or twice; those of directories for everything in them
+                return path
+            self._path = path
+        return self._path
 
 
 def identity(entry: Entry) -> tuple[str, bytes]:
@@ -59,13 +64,18 @@ class Nodes:
 
     def __init__(self, root: Entry) -> None:
         self._lock = threading.Lock()
-        self.root: Final = Node(ROOT_NODE, ROOT_NODE, None, b"", root, known=1)
+        self.root: Final = Node(ROOT_NODE, ROOT_NODE, None, b"", root)
         self._by_number: dict[int, Node] = {ROOT_NODE: self.root}
         self._by_name: dict[tuple[int, bytes], Node] = {}
         self._next = ROOT_NODE + 1
 
     def __len__(self) -> int:
         return len(self._by_number)
+
+    def everything(self) -> list[Node]:
+        """All of them, as they are now."""
+        with self._lock:
+            return list(self._by_number.values())
 
     def get(self, number: int) -> Node | None:
         return self._by_number.get(number)

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from headrace.mount import wire
@@ -99,18 +99,20 @@ class Server:
 
     # ---- notices -------------------------------------------------------------------------------------------------
 
-    def forget_entry(self, parent: int, name: bytes) -> None:
-        """The kernel asks anew for this name in the directory with node `parent`. Does not block."""
-        body = wire.INVAL_ENTRY.pack(parent, len(name), wire.EXPIRE_ONLY) + name + b"\0"
-        self._later.at(0.0, lambda: self._notify(wire.NOTIFY_INVAL_ENTRY, body))
+    def forget(self, names: Iterable[tuple[int, bytes]], nodes: Iterable[int]) -> None:
+        """The kernel asks anew for these names, each with its directory's node, and for the attributes and the listings
+        of these nodes. Does not block: a notice may have to wait for a request that is under way in that directory."""
 
-    def forget_attributes(self, node: int) -> None:
-        """The kernel asks anew for what it knows of this node, the listing of a directory included."""
-        body = wire.INVAL_INODE.pack(node, 0, 0)
-        self._later.at(0.0, lambda: self._notify(wire.NOTIFY_INVAL_INODE, body))
+        def tell() -> None:
+            for parent, name in names:
+                body = wire.INVAL_ENTRY.pack(parent, len(name), wire.EXPIRE_ONLY) + name + b"\0"
+                self._notify(wire.NOTIFY_INVAL_ENTRY, body)
+            for node in nodes:
+                self._notify(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE.pack(node, 0, 0))
+
+        self._later.at(0.0, tell)
 
     def _notify(self, code: int, body: bytes) -> None:
-        # May wait for requests that are under way in that directory: never on a thread that serves.
         self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), code, 0), body])
 
     # ---- serving -------------------------------------------------------------------------------------------------

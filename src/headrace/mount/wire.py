@@ -90,12 +90,8 @@ FORGET_ONE: Final = Struct("=QQ")  # nodeid nlookup
 INTERRUPT_IN: Final = Struct("=Q")  # unique
 STATFS_OUT: Final = Struct("=QQQQQIII28x")  # blocks bfree bavail files ffree bsize namelen frsize
 DIRENT: Final = Struct("=QQII")  # ino off namelen type; the name follows, padded to 8 bytes
+DIRENT_PLUS: Final = Struct(f"={ENTRY_HEAD.format[1:]}{ATTR.format[1:]}{DIRENT.format[1:]}")
 INVAL_INODE: Final = Struct("=Qqq")  # nodeid offset length
 INVAL_ENTRY: Final = Struct("=QII")  # parent namelen flags; the name and a NUL follow
 
 GETATTR_FH: Final = 1 << 0  # GETATTR_IN.fh counts
-
-
-def seconds(nanoseconds: int) -> tuple[int, int]:
-    """(seconds, rest in nanoseconds), the rest never negative, as the kernel has times."""
-    return divmod(nanoseconds, 1_000_000_000)
