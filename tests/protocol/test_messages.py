@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import msgspec
@@ -32,6 +34,7 @@ from headrace.protocol.messages import (
     Ping,
     Read,
     StatFsReply,
+    check_entries,
     decode,
     encode,
     wire_path,
@@ -296,3 +299,50 @@ def test_how_full_a_disk_is_must_add_up() -> None:
     for field, number in (("total", -1), ("total", 1 << 63), ("free", 101), ("available", 51), ("files_free", 11)):
         with pytest.raises(ValueError):
             msgspec.structs.replace(good, **{field: number}).check()
+
+
+def _refused(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except ValueError:
+        return True
+    return False
+
+
+_odd_entries = st.builds(
+    Entry,
+    name=st.one_of(strategies.names, st.sampled_from([b"", b".", b"..", b"a/b", b"a\0", b"/", b"n" * 256])),
+    kind=st.sampled_from(["f", "d", "l", "o"]),
+    size=st.sampled_from([0, 1, MAX_FILE_SIZE, MAX_FILE_SIZE + 1, -1]),
+    mtime_ns=st.sampled_from([0, -(1 << 63), -(1 << 63) - 1, (1 << 63) - 1, 1 << 63]),
+    mode=st.sampled_from([0, 0o7777, 0o10000, -1]),
+    target=st.sampled_from([b"", b"t" * MAX_PATH, b"t" * (MAX_PATH + 1)]),
+    version=st.sampled_from([b"", b"v", b"v" * VERSION_SIZE, b"v" * (VERSION_SIZE + 1)]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(strategies.entries, max_size=5), st.lists(_odd_entries, max_size=1), st.randoms())
+def test_entries_are_checked_together_as_one_by_one(good: list[Entry], odd: list[Entry], random: Random) -> None:
+    entries = [*good, *odd]
+    random.shuffle(entries)
+    alone = any(_refused(entry.check) for entry in entries)
+    assert _refused(lambda: check_entries(entries)) == alone
+
+
+@pytest.mark.parametrize("field", ["name", "size", "mtime_ns", "mode", "target", "version"])
+def test_each_bound_holds_among_good_entries(field: str) -> None:
+    good = [Entry(b"%d" % number, "f", version=b"v" * VERSION_SIZE) for number in range(3)]
+    worse: dict[str, list[Any]] = {
+        "name": [b"", b".", b"..", b"a/b", b"a\0", b"n" * 256],
+        "size": [-1, MAX_FILE_SIZE + 1],
+        "mtime_ns": [-(1 << 63) - 1, 1 << 63],
+        "mode": [-1, 0o10000],
+        "target": [b"t" * (MAX_PATH + 1)],
+        "version": [b"", b"v", b"v" * (VERSION_SIZE + 1)],
+    }
+    check_entries(good)
+    check_entries([])
+    for value in worse[field]:
+        with pytest.raises(ValueError):
+            check_entries([*good, msgspec.structs.replace(good[0], **{field: value}), *good])

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,14 @@ SPARSE_FROM: Final = 64 * KIB  # bytes; below it a hole saves nothing
 _DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO must not hang us. O_NOCTTY: nor a terminal become ours.
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_VERSION: Final = struct.Struct("<5Q")
+_VERSION: Final = struct.Struct("<QQqqq")
+_VERSION_ODD: Final = struct.Struct("<5Q")  # the same bytes, for numbers that have to be cut
 _U64: Final = (1 << 64) - 1
+_ENCODING: Final = sys.getfilesystemencoding()
+_ERRORS: Final = sys.getfilesystemencodeerrors()
+_DOT: Final = ord(".")
+_TYPE: Final = 0o170000  # stat.S_IFMT, and S_IFREG, without a look-up for each entry of a long listing
+_REGULAR: Final = stat.S_IFREG
 _TIMES: Final = (1 << 63) - 1
 
 Entries = list[Entry]
@@ -41,8 +48,12 @@ _Waiting = list[tuple[RelPath, _Names]]  # folders, and the names of those in th
 
 def version_of(st: os.stat_result) -> bytes:
     """The version token, VERSION_SIZE bytes: another one whenever device, inode, size, mtime or ctime differ."""
-    facts = (st.st_dev & _U64, st.st_ino & _U64, st.st_size & _U64, st.st_mtime_ns & _U64, st.st_ctime_ns & _U64)
-    return hashlib.blake2b(_VERSION.pack(*facts), digest_size=VERSION_SIZE).digest()
+    facts = st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+    try:
+        packed = _VERSION.pack(*facts)
+    except struct.error:  # a broken disk may say anything
+        packed = _VERSION_ODD.pack(*(fact & _U64 for fact in facts))
+    return hashlib.blake2b(packed, digest_size=VERSION_SIZE).digest()
 
 
 def is_sparse(st: os.stat_result) -> bool:
@@ -308,11 +319,11 @@ def _scan(path: RelPath, fd: int, unnamed: list[bytes]) -> Iterator[list[Entry]]
     batch: list[Entry] = []
     with host_errors(path), os.scandir(fd) as found:
         for item in found:
-            name = os.fsencode(item.name)
+            name = item.name.encode(_ENCODING, _ERRORS)
             if len(name) > MAX_NAME:
                 unnamed.append(name)
                 continue
-            if is_inflight_name(name):
+            if name[0] == _DOT and is_inflight_name(name):
                 continue
             try:
                 batch.append(_entry(name, item.stat(follow_symlinks=False), fd, name))
@@ -329,9 +340,11 @@ def _entry(name: bytes, st: os.stat_result, fd: int, leaf: bytes | None) -> Entr
     """The entry for `st`. A symlink's target is read at `leaf` in the folder `fd`."""
     mode = st.st_mode
     permissions = mode & 0o7777
-    mtime_ns = max(-_TIMES, min(_TIMES, st.st_mtime_ns))  # a broken disk may say anything
-    kind = stat.S_IFMT(mode)
-    if kind == stat.S_IFREG:
+    mtime_ns = st.st_mtime_ns
+    if not -_TIMES <= mtime_ns <= _TIMES:  # a broken disk may say anything
+        mtime_ns = max(-_TIMES, min(_TIMES, mtime_ns))
+    kind = mode & _TYPE
+    if kind == _REGULAR:
         return Entry(name, "f", st.st_size, mtime_ns, permissions, b"", version_of(st), is_sparse(st))
     if kind == stat.S_IFDIR:
         return Entry(name, "d", 0, mtime_ns, permissions)
