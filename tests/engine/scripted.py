@@ -42,7 +42,7 @@ class ScriptedHost:
 
     def answer(self) -> None:
         """All that was asked so far, as `answering` has it."""
-        while self.answering and self.near.sent():
+        while self.answering and (self.near.sent() or not self._messages.idle):
             self.requests.append(self.asked())
             self.answering(self.requests[-1])
 

@@ -94,21 +94,24 @@ class FrameDecoder:
             if self._skipping:
                 return None
             raise RuntimeError("the payload of the last frame was not taken")
+        buffer, start = self._buffer, self._start
+        have = len(buffer) - start
         if self._lengths is None:
-            if self.buffered < PREFIX.size:
+            if have < PREFIX.size:
                 return None
-            header, payload = PREFIX.unpack_from(self._buffer, self._start)
+            header, payload = PREFIX.unpack_from(buffer, start)
             if header > self.limits.header or payload > self.limits.payload:
                 raise FrameTooLargeError(
                     f"a frame of {header} + {payload} bytes; allowed: {self.limits.header} + {self.limits.payload}"
                 )
             self._lengths = header, payload
-            self._start += PREFIX.size
+            self._start = start = start + PREFIX.size
+            have -= PREFIX.size
         header, payload = self._lengths
-        if self.buffered < header:
+        if have < header:
             return None
-        message = decode(bytes(memoryview(self._buffer)[self._start : self._start + header]))
-        self._start += header
+        message = decode(buffer[start : start + header])
+        self._start = start + header
         self._lengths = None
         self.payload_left = payload
         if message is None:

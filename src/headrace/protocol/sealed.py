@@ -147,14 +147,14 @@ class SealedRecords:
 
         Raises ConnectionLostError for a record that is not the peer's next one, ProtocolError for an impossible length.
         """
-        filled = self._take_opened(into)
-        while filled < len(into) and not self.ended and self._stop - self._start >= HEADER.size:
+        filled, room = self._take_opened(into) if self._opened else 0, len(into)
+        while filled < room and not self.ended and self._stop - self._start >= HEADER.size:
             length = self._length()
             body = self._start + HEADER.size
             if self._stop < body + length:
                 break
             size = length - TAG
-            direct = size <= len(into) - filled
+            direct = size <= room - filled
             self._open(body, length, into[filled : filled + size] if direct else self._spare_room(size))
             if not size:
                 self.ended = True

@@ -22,6 +22,7 @@ from headrace.protocol.messages import Message
 from headrace.transport.base import ClearStream, Stream
 from headrace.transport.traffic import TRAFFIC
 
+HEAD: Final = 256  # bytes; most heads are shorter, so that one call gets all of one
 PIECE: Final = 1024 * 1024  # bytes; what a payload is read, hashed and written in: few calls, and it stays in the cache
 
 
@@ -38,10 +39,12 @@ class MessageStream:
         self._in_clear = False  # whether the payload at hand is
         self._decoder = FrameDecoder(limits)
         self._scratch = memoryview(bytearray(4096))
+        self._greed = 0  # bytes that are asked for at least where a head is awaited
 
     def enter_session(self) -> None:
-        """The handshake is over: from here on the larger limits hold."""
+        """The handshake is over: from here on the larger limits hold, and no other layer takes over."""
         self._decoder.limits = SESSION_LIMITS
+        self._greed = HEAD
         TRAFFIC.opened(self.stream)
 
     @property
@@ -116,7 +119,8 @@ class MessageStream:
         decoder = self._decoder
         try:
             while (head := decoder.next_head()) is None:
-                missing = decoder.missing()
+                # What comes behind the head would be taken for records where it comes in the clear.
+                missing = max(decoder.missing(), 0 if self.clear else self._greed)
                 if missing > len(self._scratch):
                     self._scratch = memoryview(bytearray(missing))
                 with self.times.waiting:
