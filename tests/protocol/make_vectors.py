@@ -28,6 +28,8 @@ BYTES_HASH: Final = bytes.fromhex("31a0e4331d7b350d9ec4f8bce05f682bc57485cfe97a3
 ZEROS: Final = bytes.fromhex("28b52ffd 60e802 431f00 00")
 FILE: Final = m.Entry(b"take-1.mov", "f", 9_000_000_000, 1_700_000_000_123_456_789, 0o644, b"", VERSION, sparse=True)
 
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of W3C Trace Context
+
 FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
     ("the client speaks phases 7 and 8", m.Hello((7, 8), ["sparse"], "headrace 1.0"), b""),
     ("a data connection, narrowed to phase 8", m.Hello((8, 8), ["sparse"], "headrace 1.0", "data"), b""),
@@ -96,6 +98,13 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
     ("changes were missed", m.Changed(11, 77, overflow=True), b""),
     ("how full is that disk?", m.StatFs(13, b""), b""),
     ("a tenth of 2 TB is free", m.StatFsReply(13, 2 * 10**12, 2 * 10**11, 10**11, 10**6, 10**5), b""),
+    ("to which trace the requests of this stream belong", m.Trace(TRACEPARENT), b""),
+    ("where did the host's time go?", m.GetTimes(14), b""),
+    (
+        "into its disk, and it lets this peer have 1 MiB/s",
+        m.Times(14, 9.5, 0.5, 0.25, 1.0, 0.0, 0.75, 1048576.0),
+        b"",
+    ),
 ]
 
 
@@ -119,7 +128,8 @@ def described(meaning: str, header: bytes, payload: bytes = b"", phase: int = 7)
 def phase_of(message: m.Message) -> int:
     bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk, m.GetBatch, m.Batch)
     mount = (m.Watch, m.Changed, m.Look, m.Looked, m.StatFs, m.StatFsReply)
-    return m.PHASE_BULK if isinstance(message, (*bulk, *mount)) else m.PHASE_BASELINE
+    times = (m.Trace, m.GetTimes, m.Times)
+    return m.PHASE_BULK if isinstance(message, (*bulk, *mount, *times)) else m.PHASE_BASELINE
 
 
 def frames() -> dict[str, Any]:

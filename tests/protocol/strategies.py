@@ -17,6 +17,7 @@ hashes = st.binary(min_size=m.HASH_SIZE, max_size=m.HASH_SIZE)
 words = st.text(max_size=20)
 wishes = st.integers(m.HOST_DECIDES, m.MAX_LEVEL)
 packed_words = st.one_of(st.sampled_from(["", m.ZSTD_PACKED, "link"]), words)
+seconds = st.floats(0, m.MAX_TIME)
 
 _name_bytes = st.one_of(
     st.sampled_from([b"a", b"b", b"...", b" ", b"\xff", b"\n", b"\xc3\xa9", b"x" * MAX_NAME]),
@@ -143,6 +144,19 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
     m.StatFs: st.builds(m.StatFs, id=ids, path=wire_paths),
     m.StatFsReply: st.builds(
         m.StatFsReply, id=ids, total=sizes, free=sizes, available=sizes, files=sizes, files_free=sizes
+    ),
+    m.Trace: st.builds(m.Trace, context=words),
+    m.GetTimes: st.builds(m.GetTimes, id=ids),
+    m.Times: st.builds(
+        m.Times,
+        id=ids,
+        disk=seconds,
+        hash=seconds,
+        sending=seconds,
+        waiting=seconds,
+        receiving=seconds,
+        rest=seconds,
+        limit=seconds,
     ),
 }
 messages = st.one_of(*MESSAGES.values())

@@ -61,6 +61,7 @@ def test_frames_hold_what_is_written_beside_them(vector: dict[str, Any]) -> None
 def test_phases(kind: str) -> None:
     bulk = {"walk", "get-manifest", "manifest-part", "get-chunk", "chunk", "get-batch", "batch"}
     bulk |= {"watch", "changed", "look", "looked", "statfs", "statfs-reply"}
+    bulk |= {"trace", "get-times", "times"}
     for vector in FRAMES[kind]:
         assert vector["phase"] == (8 if vector["header"]["type"] in bulk else 7)
 

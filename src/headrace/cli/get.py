@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +16,17 @@ import click
 from headrace.cli import options, output, reach, signals
 from headrace.cli.progress import Meter, View, progress_event, progress_line
 from headrace.cli.text import counted, human_limit, human_rate, human_seconds, human_size
+from headrace.cli.times import event as times_event
+from headrace.cli.times import lines as times_lines
+from headrace.cli.watching import watched
 from headrace.errors import StoppedError, UsageError, printable
 
 if TYPE_CHECKING:
     from headrace.client.get import GetOptions, GetResult, Transfer
     from headrace.client.session import Session
     from headrace.client.target import Target
+    from headrace.observe.bottleneck import Breakdown
+    from headrace.observe.metrics import Source
 
 log = logging.getLogger("headrace.get")
 
@@ -105,6 +110,7 @@ class _Show:
     """How a transfer is told. `event` is called from the transfer's threads, the rest from one each."""
 
     wants_files = True  # an event for each file that came, or was there
+    events: output.Events | None = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -130,6 +136,9 @@ class _Show:
     def moved(self, view: View) -> None:
         """Called a few times a second."""
 
+    def where_time_went(self, breakdown: Breakdown) -> None:
+        """With -v, just before `done`."""
+
     def done(self, result: GetResult, view: View) -> None:
         """It ran to its end; some files may have failed."""
 
@@ -151,17 +160,24 @@ class _Get:
         self._cancelled = threading.Event()
         self._view: View | None = None  # the latest, for `headrace status`
         self._while_it_runs = contextlib.ExitStack()
+        self._measure: Callable[[Source], None] = lambda source: None
+        self._breakdown: Breakdown | None = None  # with -v: where the time went
 
     def run(self) -> int:
         """The exit code. Raises signals.Stopped, and a HeadraceError for what ends the transfer as a whole."""
         with _progress_line(self._show), self._while_it_runs:
+            self._measure = self._while_it_runs.enter_context(watched(self._common, "get", self._show.events))
             result = signals.run(self._work, cancel=self._cancel, tick=self._tick)
         assert self._transfer is not None
+        if self._breakdown:
+            self._show.where_time_went(self._breakdown)
         self._show.done(result, self._meter.look(self._transfer.progress.totals()))
         return result.error.exit_code if result.error else 0
 
     def _work(self) -> GetResult:
         from headrace.client.get import Transfer
+        from headrace.client.metrics import transfer_samples
+        from headrace.client.times import Watch
 
         session = self._session = reach.connect(self._target, self._common)
         with session:
@@ -175,9 +191,14 @@ class _Get:
                 tells_files=self._show.wants_files,
             )
             self._transfer = transfer
+            self._measure(lambda: transfer_samples(transfer))
             if self._cancelled.is_set():
                 raise StoppedError("stopped")
-            return transfer.run()
+            watch = Watch(session) if self._common.verbose else None
+            result = transfer.run()
+            if watch:
+                self._breakdown = watch.breakdown(transfer.progress.ledger.spent(), result.seconds)
+            return result
 
     def _cancel(self) -> None:
         self._cancelled.set()
@@ -211,8 +232,11 @@ class _Json(_Show):
 
     def __init__(self, events: output.Events) -> None:
         super().__init__()
-        self._events = events
+        self._events = self.events = events
         self._next = 0.0
+
+    def where_time_went(self, breakdown: Breakdown) -> None:
+        self._events.emit(times_event(breakdown))
 
     def connected(self, session: Session) -> None:
         rtt = session.control.messages.stream.rtt()
@@ -285,6 +309,9 @@ class _Human(_Show):
     def moved(self, view: View) -> None:
         if self.line:
             self.line.show(progress_line(view))
+
+    def where_time_went(self, breakdown: Breakdown) -> None:
+        output.note_all("\n".join(times_lines(breakdown)))
 
     def done(self, result: GetResult, view: View) -> None:
         if result.compression:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headrace.cli import options, output, reach, signals
+from headrace.cli.watching import watched
 from headrace.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -91,7 +92,12 @@ def _serve(
     from headrace.mount.mounted import Mount
     from headrace.mount.process import waking
 
-    with Mount(target, directory, lambda: reach.connect(target, common), chosen) as mounted, waking() as wake:
+    with (
+        watched(common, "mount", None) as measure,
+        Mount(target, directory, lambda: reach.connect(target, common), chosen) as mounted,
+        waking() as wake,
+    ):
+        measure(mounted.samples)
         mounted.on_end(wake.wake)
         with open_to_status(mounted, "mount"):
             ready(_word(mounted))

@@ -36,6 +36,8 @@ class Common:
     limit_rate: int | None = None
     code_file: str | None = None
     code_file_given: bool = False
+    metrics: str | None = None
+    trace: str | None = None
     leave_at_once: bool = False
 
 
@@ -239,6 +241,19 @@ JSON: Final = _option("--json", to_common=True, is_flag=True, help="One JSON obj
 QUIET: Final = _option("-q", "--quiet", to_common=True, is_flag=True, help="Only errors and results.")
 VERBOSE: Final = _option("-v", "--verbose", to_common=True, count=True, help="Say more; -vv for debugging.")
 LOG_JSON: Final = _option("--log-json", to_common=True, is_flag=True, help="Logs on standard error as JSON lines.")
+METRICS: Final = _option(
+    "--metrics",
+    to_common=True,
+    metavar="ADDR:PORT",
+    help="Prometheus metrics there while it runs; 127.0.0.1 without ADDR. Whoever can reach it can read them.",
+)
+TRACE: Final = _option(
+    "--trace",
+    to_common=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Append spans to this file, one JSON object each.",
+)
 
 PORT: Final = _option(
     "--port",
@@ -380,6 +395,7 @@ DEBUG_IO: Final = _option(
 )
 
 _LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
+_WATCHED: Final = (METRICS, TRACE)
 _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT, CONGESTION)
 
 # By the command's name, in the order of its help.
@@ -402,18 +418,19 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         DATA_PLANE,
         BUFFERS,
         COMPRESS,
+        *_WATCHED,
         JSON,
         *_LOGS,
     ),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
-        *(*_REACH, IO, DATA_PLANE, COMPRESS, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, JSON, *_LOGS),
+        *(*_REACH, IO, DATA_PLANE, COMPRESS, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, *_WATCHED, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "mount": (
         *(FOREGROUND, ALLOW_OTHER, FUSE_OPTIONS, TIMEOUT, CACHE_RAM, CACHE_DISK, OFFLINE, DEBUG_IO, LIMIT_RATE),
-        *(*_REACH, JSON, *_LOGS),
+        *(*_REACH, *_WATCHED, JSON, *_LOGS),
     ),
     "unmount": (JSON, *_LOGS),
     "cache": (CACHE_ENTRIES, READ_DATA, JSON, *_LOGS),

@@ -10,6 +10,7 @@ import click
 
 from headrace.cli import options, output, reach, signals
 from headrace.cli.text import human_limit, human_rate, human_seconds, human_size
+from headrace.cli.watching import watched
 from headrace.client.target import parse_code
 from headrace.errors import printable
 
@@ -59,7 +60,10 @@ def share(
     reporter = _Reporter(events)
     if not common.quiet:
         log.setLevel(logging.INFO)  # who comes and what goes is what somebody who shares wants to see
-    with output.telling(events):
+    while_it_runs = contextlib.ExitStack()
+    with output.telling(events), contextlib.ExitStack() as undo:
+        undo.callback(while_it_runs.close)
+        measure = while_it_runs.enter_context(watched(common, "share", events))
         from headrace.host.server import ShareServer
 
         server = ShareServer(
@@ -81,8 +85,10 @@ def share(
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )
+        measure(server.samples)
+        undo.pop_all()
 
-    with contextlib.ExitStack() as while_it_runs:
+    with while_it_runs:
 
         def begin() -> None:
             server.start()

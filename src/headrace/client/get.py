@@ -32,6 +32,7 @@ from headrace.errors import (
     UsageError,
     printable,
 )
+from headrace.observe import tracing
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
 from headrace.protocol.paths import ROOT, BadPathError, RelPath, text_fields
 from headrace.storage.destination import Destination
@@ -104,6 +105,7 @@ class Transfer:
         self._outage = Outage(on_event, self._stopped, limit=options.retry_for)
         self._worst: HeadraceError | None = None
         self._lanes = 0
+        self.pool: StreamPool | None = None  # once chunks are fetched
 
     def run(self) -> GetResult:
         """Blocks until everything has come or failed. Raises a HeadraceError for what ended the transfer as a whole:
@@ -142,6 +144,11 @@ class Transfer:
                 self._destination.close()
             self._io.close()
         return self._result()
+
+    @property
+    def io(self) -> str:
+        """How files are read and written."""
+        return self._io.name
 
     def cancel(self) -> None:
         """Ends `run` with StoppedError; what was verified stays for the next time."""
@@ -211,7 +218,7 @@ class Transfer:
         if self._stopped.is_set():
             raise StoppedError("stopped")
         alone = self._alone(entry)
-        pool = StreamPool(
+        pool = self.pool = StreamPool(
             fixed_requests=self._options.streams,
             fixed_connections=1 if alone else self._options.connections,
             warn=lambda message: self.warn(ROOT, message),
@@ -265,9 +272,10 @@ class Transfer:
 
     def _plan(self, fetcher: Fetcher, planner: Planner, entry: Entry, place: _Place) -> None:
         with fetcher.carrying():
-            for jobs in planner.jobs(entry, place.path):
-                if not fetcher.queue.put(*jobs):
-                    return
+            with tracing.span("plan"):
+                for jobs in planner.jobs(entry, place.path):
+                    if not fetcher.queue.put(*jobs):
+                        return
             self._planned()
             while not fetcher.failure and (not fetcher.queue.drained(timeout=1.0) or fetcher.retries):
                 while fetcher.retries and not fetcher.failure:

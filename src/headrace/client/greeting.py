@@ -8,9 +8,10 @@ from typing import Final
 
 from headrace._version import __version__
 from headrace.errors import ConnectionLostError, ProtocolError, UnreachableError
+from headrace.observe import metrics, tracing
 from headrace.protocol.codes import Code
-from headrace.protocol.messages import ROLE_CONTROL, ROLE_DATA
-from headrace.protocol.session import CLEAR, FEATURES, SEALED, Agreed, ClientHandshake, Versions
+from headrace.protocol.messages import ROLE_CONTROL, ROLE_DATA, Trace
+from headrace.protocol.session import CLEAR, FEATURES, SEALED, TRACE, Agreed, ClientHandshake, Versions
 from headrace.transport.adaptive import TCP, AdaptiveConnection
 from headrace.transport.base import Stream
 from headrace.transport.framed import MessageStream
@@ -27,6 +28,7 @@ class Credential:
     secret: bytes = field(repr=False)
 
 
+@tracing.traced("handshake")
 def greet(
     connection: AdaptiveConnection,
     versions: Versions,
@@ -77,6 +79,9 @@ def greet(
     messages.enter_session()
     stream.set_deadline(None)
     stream.set_timeout(STALL_TIMEOUT)
+    metrics.HANDSHAKES.add(str(handshake.agreed.version))
+    if TRACE in handshake.agreed.features and (context := tracing.traceparent()):
+        messages.send(Trace(context))
     return messages, handshake.agreed
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from headrace.errors import ConnectionLostError, EndedByHostError
+from headrace.observe.metrics import OUTAGES
 
 log = logging.getLogger("headrace.get")
 
@@ -63,6 +64,7 @@ class Outage:
             if self._began is None:
                 self._began = now
                 self.count += 1
+                OUTAGES.add()
                 self._say(now, f"the connection broke ({why.message}); trying again for {self._limit:.0f} s")
             left = self._began + self._limit - now
         pause = min(FIRST_PAUSE * 2 ** min(attempt, 10), LONGEST_PAUSE)

@@ -29,6 +29,7 @@ from headrace.errors import (
     UsageError,
     from_wire,
 )
+from headrace.observe import tracing
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import (
     MAX_FILE_SIZE,
@@ -411,6 +412,7 @@ def _ending(connection: AdaptiveConnection) -> Iterator[None]:
         raise
 
 
+@tracing.traced("connect")
 def _dial(address: tuple[str, int], share: str, **how: Any) -> AdaptiveConnection:
     try:
         return connect(address, **how)

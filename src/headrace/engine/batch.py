@@ -10,6 +10,7 @@ from headrace.engine.lane import Lane
 from headrace.engine.queue import Group, Job
 from headrace.engine.unpack import check_part
 from headrace.errors import HeadraceError, ProtocolError, from_wire
+from headrace.observe.metrics import VERIFY_FAILURES
 from headrace.protocol.messages import NOT_PACKED, ZSTD_PACKED, Batch, Error, GetBatch
 from headrace.storage.chunks import hash_bytes
 
@@ -55,7 +56,10 @@ def receive(lane: Lane, group: Group, buffers: Buffers) -> Iterator[list[Receive
                 lane.unpacker.receive(lane.messages, payload, view)
             else:
                 lane.messages.read_payload(view)
-            if hash_bytes(view) != answer.hash:
+            with lane.times.hash:
+                right = hash_bytes(view) == answer.hash
+            if not right:
+                VERIFY_FAILURES.add()
                 yield part
             else:
                 yield _told_apart(part, answer, errors, view)

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from headrace.engine.lane import Lane
 from headrace.engine.unpack import check_part
 from headrace.errors import IntegrityError, ProtocolError, SourceChangedError, from_wire
+from headrace.observe.metrics import VERIFY_FAILURES
 from headrace.protocol.messages import (
     MAX_PART,
     NOT_PACKED,
@@ -59,6 +60,7 @@ class BulkExchange:
         if answer.zero:
             lane.answered()
             if answer.hash != ZERO_HASH(length):
+                VERIFY_FAILURES.add()
                 raise IntegrityError("a hole does not match its hash")
             return answer.hash, True
         hasher = new_hasher() if self._checks else None
@@ -72,7 +74,8 @@ class BulkExchange:
                 piece = buffer[start : start + min(PIECE, end - position)]
                 came = _read(lane, answer, payload, piece)
                 if hasher:
-                    hasher.update(piece)
+                    with lane.times.hash:
+                        hasher.update(piece)
                 if sink:
                     lane.counters.arrived(came, len(piece), answer.packed if position == done else "")
                     sink(position, piece)
@@ -81,6 +84,7 @@ class BulkExchange:
             done = end
             answer, payload = _chunk(lane, length - done, digest)
         if hasher and hasher.digest() != digest:
+            VERIFY_FAILURES.add()
             raise IntegrityError("a chunk does not match its hash")
         return digest, False
 
@@ -142,7 +146,8 @@ class BaselineExchange:
             start = 0 if len(buffer) < length else position
             piece = buffer[start : start + size]
             lane.messages.read_payload(piece)
-            hasher.update(piece)
+            with lane.times.hash:
+                hasher.update(piece)
             if sink and not failure:
                 lane.counters.arrived(size, size, "")
                 sink(position, piece)

@@ -30,6 +30,7 @@ from headrace.errors import (
     RemoteIOError,
     SourceChangedError,
 )
+from headrace.observe import tracing
 from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED, PHASE_BULK
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
@@ -313,6 +314,7 @@ class Fetcher:
         self._reports.fetched(jobs)
         self.queue.finished(len(jobs))
 
+    @tracing.traced("finish")
     def _finish(self, job: Job) -> None:
         if partial := job.partial:
             st = partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
@@ -372,6 +374,7 @@ class Fetcher:
         job.compare = False
         return self._expand(job) if job.single else self._work_of_partial(job, remote)
 
+    @tracing.traced("manifest")
     def _remote_hashes(self, job: Job, lane: Lane) -> list[bytes]:
         """The hashes of the file's chunks on the host. Phase 7 has none on the wire: there its bytes are read."""
         count = chunk_count(job.size)

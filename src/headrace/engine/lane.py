@@ -34,6 +34,7 @@ class Lane:
 
     def __init__(self, messages: MessageStream, *, batches: bool = False, packs: bool = False) -> None:
         self.messages = messages
+        self.times = messages.times
         self.batches = batches
         self.packs = packs
         self.zstd = NOT_PACKED

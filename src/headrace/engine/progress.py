@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace.engine.compress import REASONS
+from headrace.observe.metrics import FIRST_BYTE
+from headrace.observe.times import Ledger
 from headrace.protocol.messages import ZSTD_PACKED
 
 Clock = Callable[[], float]
@@ -70,6 +72,7 @@ class Progress:
     _totals: Totals = field(default_factory=Totals)
     _lanes: list[Lane] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    ledger: Ledger = field(default_factory=Ledger)  # where the workers' time goes
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -121,6 +124,7 @@ class Progress:
         with self._lock:
             if self._totals.first_byte is None:
                 self._totals.first_byte = self.clock() - self._started
+                FIRST_BYTE.observe(self._totals.first_byte)
 
     def delivered(self) -> int:
         """Bytes of files that came so far, by all workers."""

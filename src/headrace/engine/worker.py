@@ -13,6 +13,7 @@ from headrace.engine.lane import Lane
 from headrace.engine.progress import Lane as Counters
 from headrace.engine.queue import Exclusive, Group, Job, Task, Work
 from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, LocalFileError
+from headrace.observe import tracing
 from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED
 from headrace.storage.platform import FALLBACKS
 from headrace.storage.small import SmallWriter
@@ -52,7 +53,8 @@ class Worker:
         """Until there is no more to do, or it is to leave. Raises ConnectionLostError, where `give_back` should follow,
         and whatever ends the transfer as a whole."""
         try:
-            self._keep_busy()
+            with self._fetcher.progress.ledger.counting(self._lane.times):
+                self._keep_busy()
         finally:
             self._lane.zstd = NOT_PACKED  # who uses it next, for small reads, did not ask for it
             if self._window:  # the lane failed; whoever else uses it must find that out, not wait for it
@@ -107,7 +109,7 @@ class Worker:
                     continue
                 # What goes to a part file piece by piece needs no more room than one, which stays in the cache.
                 room = min(task.length, PIECE) if task.job.partial else task.length
-                with fetcher.buffers.acquire(room) as buffer:
+                with fetcher.buffers.acquire(room) as buffer, tracing.sampled("fetch", lane.times):
                     self._receive(task, buffer)
                 asked -= window.popleft().length
                 if not window:
@@ -190,7 +192,8 @@ class Worker:
                 came.append((one[0], one[1]))
             else:
                 failed.append((one[0], one[1]))
-        self._fetcher.write_small(came, writer)
+        with self._lane.times.disk:
+            self._fetcher.write_small(came, writer)
         for job, error in failed:
             if not isinstance(error, FILE_ERRORS):
                 raise error
@@ -221,14 +224,15 @@ class Worker:
         )
 
     def _receive(self, task: Task, buffer: memoryview) -> None:
-        job = task.job
+        job, disk = task.job, self._lane.times.disk
         partial = job.partial
         broken: list[LocalFileError] = []
 
         def write(position: int, piece: memoryview) -> None:
             if partial and not broken:
                 try:
-                    partial.write(task.offset + position, piece)
+                    with disk:
+                        partial.write(task.offset + position, piece)
                 except LocalFileError as why:
                     broken.append(why)  # raised below: the rest of the payload has to leave the lane first
 
@@ -237,12 +241,13 @@ class Worker:
             digest, zero = self._fetcher.exchange.receive(self._lane, task.length, buffer, write)
             if broken:
                 raise broken[0]
-            if partial:
-                if zero:
-                    partial.write_zeros(task.offset, task.length)
-                partial.commit(task.index, digest)
-            else:
-                self._fetcher.write_whole(job, memoryview(bytes(task.length)) if zero else buffer[: task.length])
+            with disk:
+                if partial:
+                    if zero:
+                        partial.write_zeros(task.offset, task.length)
+                    partial.commit(task.index, digest)
+                else:
+                    self._fetcher.write_whole(job, memoryview(bytes(task.length)) if zero else buffer[: task.length])
         except IntegrityError as why:
             if broken:
                 error = broken[0]
@@ -252,7 +257,8 @@ class Worker:
                 error = why
         except FILE_ERRORS as why:
             error = why
-        self._fetcher.settle(job, error)
+        with disk:  # the last of a file's chunks ends it
+            self._fetcher.settle(job, error)
 
 
 def _singly(jobs: list[Job]) -> list[Task]:

@@ -11,6 +11,7 @@ import msgspec
 from headrace.engine.buffers import Buffers
 from headrace.errors import HeadraceError, ProtocolError
 from headrace.host.packing import Packing
+from headrace.observe.times import StreamTimes
 from headrace.protocol.frames import SESSION_LIMITS
 from headrace.protocol.messages import (
     MAX_BATCH_FILE,
@@ -67,7 +68,8 @@ def answer_batch(
                 if not packed:
                     files = room = MAX_PART
             with buffers.acquire(files + room) as view:
-                part, filled = _part(request, position, reader, view[:files])
+                with stream.times.disk:
+                    part, filled = _part(request, position, reader, view[:files], stream.times)
                 sent += filled
                 if sent > MAX_BATCH_SIZE:
                     raise ProtocolError(f"a GetBatch of more than {MAX_BATCH_SIZE} bytes")
@@ -80,7 +82,9 @@ def answer_batch(
     return sent
 
 
-def _part(request: GetBatch, first: int, reader: SmallReader, view: memoryview) -> tuple[Batch, int]:
+def _part(
+    request: GetBatch, first: int, reader: SmallReader, view: memoryview, times: StreamTimes
+) -> tuple[Batch, int]:
     """The items from `first` on, as many as fit into `view` and a header: at least one. And the length of the payload,
     which lies in `view`."""
     sizes: list[int] = []
@@ -113,4 +117,6 @@ def _part(request: GetBatch, first: int, reader: SmallReader, view: memoryview) 
             raise ProtocolError(f"a GetBatch for a file of more than {MAX_BATCH_FILE} bytes")
         sizes.append(size)
         filled += size
-    return Batch(request.id, first, sizes, failed, codes, texts, hash_bytes(view[:filled])), filled
+    with times.hash:
+        digest = hash_bytes(view[:filled])
+    return Batch(request.id, first, sizes, failed, codes, texts, digest), filled

@@ -63,6 +63,11 @@ class GuessLimit:
         self._addresses: OrderedDict[str, _Count] = OrderedDict()
         self.wrong_total = 0
 
+    @property
+    def lockouts(self) -> int:
+        """How often the share locked itself so far."""
+        return self._share.locks
+
     def locked_for(self, address: str) -> float:
         """Seconds until this address may guess again; 0: now."""
         with self._lock:

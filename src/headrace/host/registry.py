@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headrace.errors import ShareFullError
+from headrace.observe.times import Ledger, Spent, StreamTimes
 from headrace.protocol.session import Agreed
 from headrace.transport.base import Stream
 from headrace.transport.pacing import Limit, pace
@@ -49,6 +50,7 @@ class _Peer:
 
     limit: Limit
     since: float
+    ledger: Ledger = field(default_factory=Ledger)
     agent: str = ""
     address: str = ""
     protocol: int = 0
@@ -113,10 +115,14 @@ class Registry:
         self._peers: dict[bytes, _Peer] = {}
         self._sent = 0  # bytes of connections that are over
         self._received = 0
+        self._over = Spent()  # by peers that are gone
 
     @contextlib.contextmanager
-    def present(self, stream: Stream, agreed: Agreed, address: str, limit: Limit) -> Iterator[None]:
+    def present(
+        self, stream: Stream, agreed: Agreed, address: str, limit: Limit, times: StreamTimes | None = None
+    ) -> Iterator[Ledger]:
         """As long as the block runs, the stream counts as its peer's, and keeps to that peer's limit and to `limit`.
+        times: the stream's. What is given is where the time of all the peer's streams goes.
 
         Raises ShareFullError where one peer more would be too many.
         """
@@ -124,7 +130,8 @@ class Registry:
         # Its own first: whoever waits for that holds nothing of what is there for all.
         pace(stream, peer.limit, limit)
         try:
-            yield
+            with peer.ledger.counting(times or StreamTimes()):
+                yield peer.ledger
         finally:
             self._leave(stream, agreed.peer, peer)
 
@@ -137,6 +144,14 @@ class Registry:
             sent = self._sent + sum(stream.bytes_out for stream in open_streams)
             received = self._received + sum(stream.bytes_in for stream in open_streams)
         return View(now, sent, received, peers)
+
+    def spent(self) -> Spent:
+        """Where the time of all streams went so far."""
+        with self._lock:
+            total = self._over
+            for peer in self._peers.values():
+                total = total.plus(peer.ledger.spent())
+        return total
 
     def _enter(self, stream: Stream, agreed: Agreed, address: str) -> _Peer:
         with self._lock:
@@ -161,6 +176,7 @@ class Registry:
             self._received += stream.bytes_in
             if not peer.streams:
                 del self._peers[identity]
+                self._over = self._over.plus(peer.ledger.spent())
                 self.limits.end(identity)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,8 @@ from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.host.listing import fitting, look, statfs
 from headrace.host.packing import Packing
 from headrace.host.watch import Watcher
+from headrace.observe import metrics, tracing
+from headrace.observe.times import Spent
 from headrace.protocol.frames import encode_frame
 from headrace.protocol.messages import (
     BULK_REQUESTS,
@@ -30,6 +32,7 @@ from headrace.protocol.messages import (
     GetBatch,
     GetChunk,
     GetManifest,
+    GetTimes,
     List,
     ListPart,
     Look,
@@ -42,11 +45,13 @@ from headrace.protocol.messages import (
     Stat,
     StatFs,
     StatReply,
+    Times,
+    Trace,
     Walk,
     Watch,
     wire_path,
 )
-from headrace.protocol.session import BATCH, SPARSE, STATFS, WATCH, Agreed, error_message
+from headrace.protocol.session import BATCH, SPARSE, STATFS, TIMES, TRACE, WATCH, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -82,6 +87,8 @@ class RequestHandler:
         Watch: "_watch",
         Look: "_look",
         StatFs: "_statfs",
+        Trace: "_trace",
+        GetTimes: "_times",
     }
 
     def __init__(
@@ -94,9 +101,11 @@ class RequestHandler:
         gate: Gate | None = None,
         watcher: Watcher | None = None,
         packing: Packing | None = None,
+        times: Callable[[], tuple[Spent, float]] = lambda: (Spent(), 0.0),
     ) -> None:
         """gate: the share's, by which the small reads of one connection go before the bulk of others. watcher: the
-        share's. packing: where both sides agreed on compression."""
+        share's. packing: where both sides agreed on compression. times: where the time for this peer went, and its
+        limit in bytes a second or 0."""
         self._tree = tree
         self._hashes = hashes
         self._stream = stream
@@ -106,7 +115,9 @@ class RequestHandler:
         self._peer = agreed.peer
         self._watcher = watcher or Watcher(tree)
         self._packing = packing
-        self._sources = SourceCache(tree)
+        self._sources = SourceCache(tree, times=stream.times)
+        self._spent = times
+        self.trace = tracing.fresh()  # or what the client said: a traceparent, or anything
         self._buffers = buffers or BufferPool()
         self._gate = gate or Gate()
         self._reader = self._gate.reader()
@@ -125,7 +136,7 @@ class RequestHandler:
         self.served.requests += 1
         try:
             if isinstance(request, (Read, GetChunk)) and request.length <= SMALL:
-                with self._reader.reading(request.length):
+                with metrics.RANDOM_READ.timing(), self._reader.reading(request.length):
                     getattr(self, answer)(request)
             else:
                 getattr(self, answer)(request)
@@ -243,10 +254,11 @@ class RequestHandler:
         start = 0
         while start < len(view):
             piece = view[start : start + self._next_piece()]
-            if start:
-                stream.send(piece)
-            else:
-                stream.send(head, piece)
+            with self._stream.times.sending:
+                if start:
+                    stream.send(piece)
+                else:
+                    stream.send(head, piece)
             start += len(piece)
 
     def _next_piece(self) -> int:
@@ -273,7 +285,8 @@ class RequestHandler:
             offset = request.offset
             while offset < end:
                 count = min(self._next_piece(), end - offset)
-                clear.send_file(head=head, fd=fd, offset=offset, count=count, buffer=view)
+                with self._stream.times.sending:
+                    clear.send_file(head=head, fd=fd, offset=offset, count=count, buffer=view)
                 head = b""
                 offset += count
         self.served.bytes += request.length
@@ -329,7 +342,8 @@ class RequestHandler:
 
     def _hash_of(self, source: SourceFile, request: GetChunk, view: memoryview) -> bytes:
         """The range's hash, computed; remembered where it is a whole chunk of the file."""
-        digest = hash_bytes(view)
+        with self._stream.times.hash:
+            digest = hash_bytes(view)
         index = _whole_chunk(source, request)
         if index is not None:
             self._hashes.remember(source, index, digest)
@@ -378,6 +392,15 @@ class RequestHandler:
         with _reporting():
             reply = statfs(request, self._tree)
         self._stream.send(reply)
+
+    def _trace(self, request: Trace) -> None:
+        self._need(TRACE, request)
+        self.trace = request.context
+
+    def _times(self, request: GetTimes) -> None:
+        self._need(TIMES, request)
+        spent, limit = self._spent()
+        self._stream.send(Times(request.id, *spent, limit=limit))
 
     def _need(self, feature: str, request: Message) -> None:
         if feature not in self._features:

@@ -10,7 +10,7 @@ import resource
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -27,6 +27,7 @@ from headrace.host.registry import Registry
 from headrace.host.session import Event, Served, Share, serve
 from headrace.host.udp import UdpSide, fall_back
 from headrace.host.watch import Watcher
+from headrace.observe.metrics import QUIC_WANTED, Sample
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
 from headrace.protocol.session import Versions
@@ -147,6 +148,7 @@ class ShareServer:
         listener = _listen(self._bind, port)
         if "quic" not in transports:
             return listener, None
+        QUIC_WANTED.add()
         refused: list[socket.socket] = []  # kept open meanwhile, so that each try gets another number
         try:
             while True:
@@ -188,6 +190,12 @@ class ShareServer:
     def announced(self) -> bool:
         """Whether the code alone is to find it on the LAN."""
         return self._announcer is not None and self._announcer.reaches_others
+
+    def samples(self) -> Iterator[Sample]:
+        """For the metrics."""
+        from headrace.host.metrics import share_samples
+
+        return share_samples(self._share)
 
     def start(self) -> None:
         self._accepting.start()

@@ -20,7 +20,8 @@ from headrace.host.packing import Packing
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.host.watch import Watcher
-from headrace.observe import metrics
+from headrace.observe import metrics, tracing
+from headrace.observe.times import Ledger
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, ZSTD, Agreed, HostHandshake, Versions, error_message
@@ -127,9 +128,9 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
         # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
         # others wait for the buffer that this costs.
         stream.patient = lambda sending: not (sending and share.buffers.contended)
-        with share.registry.present(stream, agreed, address, share.limit):
+        with share.registry.present(stream, agreed, address, share.limit, messages.times) as ledger:
             metrics.HANDSHAKES.add(str(agreed.version))
-            _requests(messages, share, agreed, address)
+            _requests(messages, share, agreed, address, ledger)
     except (ssl.SSLError, OSError) as why:
         log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
     except ConnectionLostError as why:
@@ -166,7 +167,7 @@ def _handshake(messages: MessageStream, share: Share, address: str, features: tu
     return handshake.agreed
 
 
-def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: str) -> None:
+def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: str, ledger: Ledger) -> None:
     peer = {"peer": agreed.peer.hex()[:8], "address": address}
     if agreed.role == ROLE_CONTROL:
         share.on_event(
@@ -176,7 +177,8 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
     if share.compressors and ZSTD in agreed.features:
         packing = Packing(share.compressors, messages, near=is_local(address))
     handler = RequestHandler(
-        share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing
+        *(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing),
+        times=lambda: (ledger.spent(), min(filter(None, (share.limit.rate, share.registry.limits.rate)), default=0.0)),
     )
     started = time.monotonic()
     try:
@@ -187,7 +189,8 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
             request, payload = received
             if payload:
                 raise ProtocolError("a request with a payload")
-            handler.handle(request)
+            with tracing.under(handler.trace), tracing.sampled("serve", messages.times):
+                handler.handle(request)
     finally:
         handler.close()
         seconds = time.monotonic() - started

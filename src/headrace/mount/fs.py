@@ -29,6 +29,8 @@ from headrace.mount import wire
 from headrace.mount.nodes import Node, Nodes, identity, ino_of
 from headrace.mount.server import Handler, Piece, Request
 from headrace.mount.wire import Op
+from headrace.observe import tracing
+from headrace.observe.metrics import RANDOM_READ
 from headrace.protocol.messages import Entry
 from headrace.protocol.paths import BadPathError, RelPath
 
@@ -239,7 +241,8 @@ class FileSystem:
         handle = self._handles.get(number)
         if not isinstance(handle, _File):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        data = handle.file.read(offset, size, self._deadline())
+        with tracing.sampled("mount read"), RANDOM_READ.timing():
+            data = handle.file.read(offset, size, self._deadline())
         self.bytes_read += len(data)
         return data
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from headrace.errors import HeadraceError, ProtocolError, UsageError, from_wire,
 from headrace.mount import device, table, unmount
 from headrace.mount.fs import TIMEOUT, FileSystem, OpenFile, Space
 from headrace.mount.server import Server
+from headrace.observe.metrics import Sample
 from headrace.protocol.messages import Entry, Error, Stat, StatReply
 from headrace.protocol.paths import ROOT, RelPath
 from headrace.storage.blockcache import DEFAULT_LIMIT, BlockCache
@@ -116,6 +117,12 @@ class Mount:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def samples(self) -> Iterator[Sample]:
+        """For the metrics."""
+        from headrace.mount.metrics import block_samples
+
+        return block_samples(self._reader.figures(), self._link.lost)
 
     # ---- observe.control.Program -----------------------------------------------------------------------------------
 

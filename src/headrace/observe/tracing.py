@@ -244,6 +244,11 @@ def traceparent() -> str:
     return context.traceparent if context else ""
 
 
+def fresh() -> str:
+    """A trace that has nothing in it yet; empty while nothing is traced."""
+    return Context(secrets.token_hex(16), secrets.token_hex(8)).traceparent if _tracer else ""
+
+
 def under(traceparent: str) -> AbstractContextManager[None]:
     """Spans of this thread are below the one of the other side, as long as the block runs. What is no traceparent
     counts as none."""

@@ -34,6 +34,7 @@ MAX_CHANGES: Final = 1000  # paths in each list of one Changed
 HEARTBEAT: Final = 5.0  # seconds; a Changed comes at least that often, an empty one where nothing changed
 MAX_PART: Final = 512 * KIB  # bytes of a range, or of a batch's files, that one compressed payload stands for
 MAX_FILE_SIZE: Final = 1 << 62
+MAX_TIME: Final = 1e15  # seconds of all streams, or bytes a second
 
 # What a request says of compression, beside a level from 1 to MAX_LEVEL, and what an answer says where it is.
 NOT_PACKED: Final = 0
@@ -433,14 +434,58 @@ class StatFsReply(Message, frozen=True, tag="statfs-reply"):
         return self
 
 
-REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs)
-BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs)
+# ---- phase 8: to find out where the time goes --------------------------------------------------------------------
+
+
+class Trace(Message, frozen=True, tag="trace"):
+    """What comes on this stream belongs to a trace of the client's; there is no answer. Only with the feature `trace`.
+
+    context: a traceparent of W3C Trace Context. One that is none says nothing.
+    """
+
+    context: str
+
+
+class GetTimes(Message, frozen=True, tag="get-times"):
+    """Where did the host's time for this peer go? Answered by Times. Only with the feature `times`."""
+
+    id: int
+
+
+class Times(Message, frozen=True, tag="times"):
+    """Seconds that the host's side of this peer's streams spent, all of them together since the peer came.
+
+    disk: reading files. hash: hashing them. sending: giving bytes to the network, limits included. waiting: for
+    requests. receiving: what comes with them. rest: what is none of these. limit: bytes a second that the host lets
+    this peer have at most; 0: no limit.
+    """
+
+    id: int
+    disk: float
+    hash: float
+    sending: float
+    waiting: float
+    receiving: float
+    rest: float
+    limit: float = 0.0
+
+    def check(self) -> Times:
+        """This answer, or ValueError when a number lies outside its limits."""
+        numbers = (self.disk, self.hash, self.sending, self.waiting, self.receiving, self.rest, self.limit)
+        if not all(0 <= number <= MAX_TIME for number in numbers):
+            raise ValueError("a time or rate out of range")
+        return self
+
+
+REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs, GetTimes)
+BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs, GetTimes)
 
 _ALL: Final[tuple[type[Message], ...]] = (
     *(Hello, Welcome, AuthPake, AuthPakeReply, AuthPakeConfirm, AuthCredential, Granted),
     *(Stat, StatReply, List, ListPart, Read, Data, Ping, Pong, Error, Goodbye),
     *(Walk, GetManifest, ManifestPart, GetChunk, Chunk, GetBatch, Batch),
     *(Watch, Changed, Look, Looked, StatFs, StatFsReply),
+    *(Trace, GetTimes, Times),
 )
 BY_TYPE: Final[dict[str, type[Message]]] = {str(cls.__struct_config__.tag): cls for cls in _ALL}
 

@@ -57,16 +57,22 @@ class HashCache:
         # One bytearray a file: as objects of their own the hashes would take five times the memory.
         self._files: OrderedDict[bytes, bytearray] = OrderedDict()
         self._lock = threading.Lock()
+        self.hits = 0  # of `get`
+        self.misses = 0
 
     def get(self, version: bytes, index: int) -> bytes | None:
         """The hash of that chunk, or None when it is not known."""
         with self._lock:
             hashes = self._files.get(version)
-            if hashes is None:
+            found = b""
+            if hashes is not None:
+                self._files.move_to_end(version)
+                found = bytes(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
+            if not found or found == _UNKNOWN:
+                self.misses += 1
                 return None
-            self._files.move_to_end(version)
-            found = bytes(hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
-        return found if found and found != _UNKNOWN else None
+            self.hits += 1
+        return found
 
     def known(self, source: SourceFile, index: int) -> bytes | None:
         """As `get`, for a file of the share: also what an earlier process knew of it."""
@@ -170,7 +176,8 @@ def manifest(source: SourceFile, size: int, cache: HashCache) -> Iterator[tuple[
                 if not buffer:
                     buffer = memoryview(bytearray(min(size, CHUNK_SIZE)))
                 source.read_into(buffer[:length], offset)
-                known = hash_bytes(buffer[:length])
+                with source.times.hash:
+                    known = hash_bytes(buffer[:length])
             cache.remember(source, index, known)
             computed += 1
         part.append(known)

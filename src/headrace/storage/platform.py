@@ -6,11 +6,11 @@ import errno
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from headrace.errors import UsageError
+from headrace.observe.metrics import IO_WANTED, Counts
 from headrace.storage.fileio import FileIO
 from headrace.storage.plain import PlainIO
 from headrace.storage.posix import PosixIO
@@ -26,25 +26,7 @@ RING_FIRST: Final = False
 _DISABLED: Final = "/proc/sys/kernel/io_uring_disabled"
 
 
-class Fallbacks:
-    """How often a backend that was wanted could not be had, by reason. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def add(self, reason: str) -> bool:
-        """Counts one; whether it is the first for this reason."""
-        with self._lock:
-            self._counts[reason] = self._counts.get(reason, 0) + 1
-            return self._counts[reason] == 1
-
-    def counts(self) -> dict[str, int]:
-        """By reason: how many so far."""
-        with self._lock:
-            return dict(self._counts)
-
-
+Fallbacks = Counts  # how often what was wanted could not be had, by reason
 FALLBACKS: Final = Fallbacks()  # for the metrics
 
 
@@ -92,6 +74,7 @@ def platform_io(
 
 
 def _ring_first(make_ring: Callable[[str], FileIO], fallbacks: Fallbacks) -> FileIO:
+    IO_WANTED.add()
     try:
         return make_ring("it is there and works")
     except NoRingError as why:

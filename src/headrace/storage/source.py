@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Final, Self
 
 from headrace.errors import SourceChangedError
+from headrace.observe.times import StreamTimes
 from headrace.protocol.paths import RelPath
 from headrace.storage.fileio import FileIO
 from headrace.storage.oserrors import host_errors, label
@@ -24,21 +25,24 @@ class SourceFile:
     size: bytes. version: its token when it was opened. sparse: it may have holes. zero_copy: sendfile may be used.
     """
 
-    def __init__(self, path: RelPath, fd: int, st: os.stat_result, io: FileIO = POSIX) -> None:
-        """Takes `fd` over."""
+    def __init__(
+        self, path: RelPath, fd: int, st: os.stat_result, io: FileIO = POSIX, times: StreamTimes | None = None
+    ) -> None:
+        """Takes `fd` over. times: of the stream that it is read for."""
         self.path = path
         self.size = st.st_size
         self.version = version_of(st)
         self.sparse = is_sparse(st)
+        self.times = times or StreamTimes()
         self.zero_copy = io.name != PlainIO.name
         self._fd = fd
         self._read = io.read_into
         self._facts = _facts(st)
 
     @classmethod
-    def open(cls, tree: SharedTree, path: RelPath) -> Self:
+    def open(cls, tree: SharedTree, path: RelPath, times: StreamTimes | None = None) -> Self:
         """Raises NotFoundError, PermissionRefusedError, RemoteIOError."""
-        return cls(path, *tree.open_file(path), tree.io)
+        return cls(path, *tree.open_file(path), tree.io, times)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` with the bytes at `offset`.
@@ -46,7 +50,7 @@ class SourceFile:
         Raises SourceChangedError when the file is shorter than that or is not, after the read, what it was when it was
         opened; RemoteIOError. The buffer's content is undefined then.
         """
-        with host_errors(self.path):
+        with host_errors(self.path), self.times.disk:
             if buffer and self._read(self._fd, buffer, offset) < len(buffer):
                 raise self._changed()
             if _facts(os.fstat(self._fd)) != self._facts:
@@ -87,7 +91,9 @@ class SourceFile:
 class SourceCache:
     """The files that one connection reads from, kept open: the least recently used is closed. One owner thread."""
 
-    def __init__(self, tree: SharedTree, limit: int = MAX_OPEN) -> None:
+    def __init__(self, tree: SharedTree, limit: int = MAX_OPEN, times: StreamTimes | None = None) -> None:
+        """times: of the connection's stream."""
+        self._times = times
         self._tree = tree
         self._limit = limit
         self._open: OrderedDict[tuple[RelPath, bytes], SourceFile] = OrderedDict()
@@ -102,7 +108,7 @@ class SourceCache:
         if known is not None:
             self._open.move_to_end((path, version))
             return known
-        source = SourceFile.open(self._tree, path)
+        source = SourceFile.open(self._tree, path, self._times)
         if version and source.version != version:
             source.close()
             raise SourceChangedError(f"{label(path)} is not the version that was listed any more")

@@ -21,6 +21,7 @@ from headrace.errors import (
     HeadraceError,
     UnreachableError,
 )
+from headrace.observe.metrics import QUIC_WANTED
 from headrace.transport import eyeballs
 from headrace.transport.base import Connection, Stream
 from headrace.transport.pacing import Limit
@@ -98,6 +99,7 @@ class AdaptiveConnection:
     def _race(self, probe: Callable[[], Reach], head_start: float) -> Connection:
         """The probe says within a round trip whether QUIC can be had and whether it is worth it; TCP starts a moment
         later in any case."""
+        QUIC_WANTED.add()
         told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
         def ask() -> None:

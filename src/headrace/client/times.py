@@ -1,0 +1,58 @@
+"""Where the time of a transfer goes, on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.client.session import Session
+from headrace.errors import HeadraceError, ProtocolError
+from headrace.observe.bottleneck import Breakdown, explain
+from headrace.observe.times import Spent
+from headrace.protocol.messages import GetTimes, Times
+from headrace.protocol.session import TIMES
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimes:
+    """What the host's streams for this peer spent so far. limit: bytes a second that it lets us have; 0: no limit."""
+
+    spent: Spent
+    limit: float
+
+
+def host_times(session: Session) -> HostTimes | None:
+    """Asks the host, for a round trip. None where it is too old to say. Raises ConnectionLostError, ProtocolError."""
+    if TIMES not in session.agreed.features:
+        return None
+    with session.use() as lane:
+        lane.post(GetTimes(lane.next_id()))
+        answer, _ = lane.answer()
+    if not isinstance(answer, Times):
+        raise ProtocolError("the host answered GetTimes with something else")
+    try:
+        answer.check()
+    except ValueError as why:
+        raise ProtocolError(f"the host sent {why}") from why
+    spent = Spent(answer.disk, answer.hash, answer.sending, answer.waiting, answer.receiving, answer.rest)
+    return HostTimes(spent, answer.limit)
+
+
+class Watch:
+    """From its making on: both sides' times. Asks the host now and at the end."""
+
+    def __init__(self, session: Session) -> None:
+        """Raises what `host_times` raises."""
+        self._session = session
+        self._before = host_times(session)
+
+    def breakdown(self, here: Spent, seconds: float) -> Breakdown | None:
+        """here: what this side's streams spent meanwhile, in so many seconds. Where the host cannot be asked any more,
+        as when it came back as another one, this side's alone."""
+        try:
+            after = host_times(self._session)
+        except HeadraceError:
+            after = None
+        there, limit = None, 0.0
+        if self._before and after and after.spent.total >= self._before.spent.total:
+            there, limit = after.spent.since(self._before.spent), after.limit
+        return explain(here, there, seconds, limit=self._session.limit.rate or 0.0, their_limit=limit)
