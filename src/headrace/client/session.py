@@ -239,9 +239,10 @@ class Session:
 
     # ---- questions -------------------------------------------------------------------------------------------------
 
-    def stat(self, path: RelPath) -> Entry:
-        """The entry at `path`. Raises NotFoundError, PermissionRefusedError."""
-        with self.use() as lane:
+    def stat(self, path: RelPath, on: Lane | None = None) -> Entry:
+        """The entry at `path`, asked for on a lane (`on`, or the control lane). Raises NotFoundError,
+        PermissionRefusedError."""
+        with self._on(on) as lane:
             lane.post(Stat(lane.next_id(), bytes(path)))
             answer, _ = lane.answer()
         if isinstance(answer, Error):
