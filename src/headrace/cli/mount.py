@@ -78,10 +78,12 @@ def mount(
             raise UsageError("a timeout is more than 0", hint="Leave --timeout out for 30 seconds.")
         device.check_here()  # before anybody is called
         unmount.make_room(where, nonempty=nonempty)
-        if foreground:
-            raise signals.Stopped(_serve(wanted, where, common, chosen, lambda word: _ready(word, events)))
-        word = process.in_background(lambda ready: _serve(wanted, where, common, chosen, ready) and 0)
-        _ready(word, events)
+        if not foreground:
+            _ready(process.in_background(lambda ready: _serve(wanted, where, common, chosen, ready) and 0), events)
+            return
+        stopped = _serve(wanted, where, common, chosen, lambda word: _ready(word, events))
+    if stopped:
+        raise signals.Stopped(stopped)
 
 
 def _serve(

@@ -149,10 +149,23 @@ def _mount(mount: Snapshot) -> list[str]:
     traffic.append(f"{round(_number(mount, 'open')):,} open")
     if mount.get("limit_rate") is not None:
         traffic.append(f"limit {human_limit(_number(mount, 'limit_rate'))}")
+    traffic += _caches(mount.get("cache"))
     errors = mount.get("errors")
     if isinstance(errors, dict) and errors:
         traffic.append("errors: " + ", ".join(f"{_text(word)} {_text(count)}" for word, count in errors.items()))
     return ["  ".join(head), f"  {'  '.join(traffic)}"]
+
+
+def _caches(cache: object) -> list[str]:
+    """What came from where, and how full the caches are."""
+    if not isinstance(cache, dict):
+        return []
+    found = [f"{human_size(round(_number(cache, 'fetched')))} fetched"]
+    for name, holder, key in (("memory", cache.get("ram"), "used"), ("disk", cache.get("disk"), "size")):
+        if isinstance(holder, dict):
+            used, limit = (human_size(round(_number(holder, which))) for which in (key, "limit"))
+            found.append(f"{name} {used} of {limit}")
+    return found
 
 
 _VIEWS: Final = {"share": _share, "mount": _mount}

@@ -6,23 +6,23 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from headrace import config
 from headrace._version import __version__
+from headrace.client.attributes import Attributes
 from headrace.client.blocks import DEFAULT_RAM, BlockReader
 from headrace.client.link import Link
 from headrace.client.session import Session
 from headrace.client.target import Target
-from headrace.engine.lane import Lane
-from headrace.errors import HeadraceError, ProtocolError, UsageError, from_wire, printable
+from headrace.errors import HeadraceError, UsageError, printable
 from headrace.mount import device, table, unmount
-from headrace.mount.fs import TIMEOUT, FileSystem, OpenFile, Space
+from headrace.mount.fs import TIMEOUT, FileSystem, OpenFile
 from headrace.mount.server import Server
 from headrace.observe.metrics import Sample
-from headrace.protocol.messages import Entry, Error, Stat, StatReply
+from headrace.protocol.messages import Entry
 from headrace.protocol.paths import ROOT, RelPath
 from headrace.storage.blockcache import DEFAULT_LIMIT, BlockCache
 
@@ -72,6 +72,7 @@ class Mount:
             if options.cache_disk and not options.plain:
                 disk = BlockCache(config.home() / FOLDER, options.cache_disk)
                 undo.callback(disk.close)
+            self._disk = disk
             assert target.code is not None
             self._reader = BlockReader(
                 self._link,
@@ -82,7 +83,10 @@ class Mount:
                 offline=options.offline,
             )
             undo.callback(self._reader.close)
-            self._names = _PlainNames(self._link, target.path)
+            self._names = Attributes(
+                self._link, base=target.path, meta=disk, share=target.code.share, offline=options.offline
+            )
+            undo.callback(self._names.close)
             root = self._names.stat(ROOT, time.monotonic() + options.timeout)
             if root.kind != "d":
                 raise UsageError(
@@ -93,6 +97,7 @@ class Mount:
             self._server = Server(device.mount(self.point, f"headrace:{self.shown}", options.fuse), self._fs)
             undo.callback(self._server.close)
             undo.callback(self._unmount)
+            self._names.on_invalidate(self._outdated)
             self._server.start()
             found = table.at(self.point)
             self.read_ahead = device.read_ahead(found.device) if found else 0
@@ -128,7 +133,7 @@ class Mount:
 
     def status(self) -> dict[str, Any]:
         assert self._target.code is not None
-        session = self._session
+        session, figures = self._session, self._reader.figures()
         return {
             "kind": unmount.KIND,
             "pid": os.getpid(),
@@ -148,6 +153,9 @@ class Mount:
             "requests": self._server.requests,
             "open": self._fs.handles,
             "errors": dict(self._fs.errors),
+            "cache": {**asdict(figures), "disk": asdict(self._disk.figures()) if self._disk else None},
+            "watching": self._names.watching,
+            "stale": self._names.stale,
         }
 
     def limit(self, rates: Mapping[str, float | None]) -> dict[str, Any]:
@@ -168,6 +176,9 @@ class Mount:
         self._session = session
         return session
 
+    def _outdated(self, path: RelPath | None) -> None:
+        self._server.forget(*self._fs.outdated(path))
+
     def _open_file(self, path: RelPath, entry: Entry) -> OpenFile:
         return self._reader.open(self._target.path.join(path), entry)
 
@@ -181,36 +192,3 @@ class Mount:
                 device.detach(self.point, lazy=True, seconds=unmount.PATIENCE)
         except (OSError, HeadraceError) as why:
             log.warning("%s could not be unmounted: %s", self.point, why)
-
-
-class _PlainNames:
-    """Asks the host every time."""
-
-    watching = False
-
-    def __init__(self, link: Link, base: RelPath) -> None:
-        self._link = link
-        self._base = base
-
-    def stat(self, path: RelPath, deadline: float) -> Entry:
-        full = self._base.join(path)
-
-        def ask(session: Session, lane: Lane) -> Entry:
-            lane.post(Stat(lane.next_id(), bytes(full)))
-            answer, _ = lane.answer()
-            if isinstance(answer, Error):
-                raise from_wire(answer.code, answer.message)
-            if not isinstance(answer, StatReply):
-                raise ProtocolError("the host answered Stat with something else")
-            return answer.entry.check(is_root=True)
-
-        return self._link.run(ask, deadline)
-
-    def list(self, path: RelPath, deadline: float) -> Sequence[Entry]:
-        full = self._base.join(path)
-        return self._link.run(
-            lambda session, lane: [entry for part in session.list(full, lane) for entry in part], deadline
-        )
-
-    def statfs(self, deadline: float) -> Space | None:
-        return None
