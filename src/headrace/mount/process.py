@@ -62,7 +62,6 @@ def _child(work: Callable[[Callable[[Word], None]], int], writer: int) -> None:
         os.setsid()
         _close_inherited(writer)
         os.environ[config.HOME_VARIABLE] = os.path.abspath(config.home())
-        os.chdir("/")  # or it would keep some other file system busy
         told = False
 
         def ready(word: Word) -> None:
@@ -96,7 +95,8 @@ def _tell(writer: int, word: Word) -> None:
 
 
 def _let_go() -> None:
-    """The caller may wait for the end of its output."""
+    """Of the caller's output, whose end it may wait for, and of its folder, which may be unmounted some day."""
+    os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
