@@ -113,6 +113,7 @@ class Attributes:
         self._callbacks: list[Callback] = []
         self.exchanges = 0  # with the host, so far
         self.stale = 0  # answers that were old because the host was away
+        link.on_up(self._host_is_back)
         self._watching = None if offline else Watching(link, self._changed)
         if self._watching:
             self._watching.start()
@@ -389,6 +390,9 @@ class Attributes:
             raise
 
     # ---- what is left when the host is away ------------------------------------------------------------------------
+
+    def _host_is_back(self) -> None:
+        self._doubt_until = float("-inf")
 
     def _last_name(self, folder: RelPath, name: bytes) -> Found:
         """From disk; from memory it was taken before."""
