@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from headrace.client import attributes as module
-from headrace.client.attributes import DOUBT, FEW, FIRST, PATIENCE, TTL, TTL_WATCHED, Attributes
+from headrace.client.attributes import FEW, FIRST, PATIENCE, TTL, TTL_WATCHED, Attributes
+from headrace.client.flights import DOUBT
 from headrace.client.looking import TooManyEntriesError
 from headrace.errors import HostAwayError, NotFoundError, PermissionRefusedError, ProtocolError
 from headrace.protocol.messages import Entry, List, ListPart, Look, Looked, Stat, StatReply

@@ -142,7 +142,7 @@ def test_a_host_that_went_and_came_back_tells_again(share: Share, monkeypatch: p
     assert exists(attributes, "src/a.c")  # as it was
     (share.root / "src" / "a.c").unlink()
     share.start()
-    attributes._link.connect(soon())  # sooner than it would try by itself
+    attributes._flights._link.connect(soon())  # sooner than it would try by itself
     until(lambda: attributes.watching, "another watch")
     until(lambda: not exists(attributes, "src/a.c"), "what changed meanwhile")
     (share.root / "src" / "b.c").touch()

@@ -10,17 +10,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NoReturn, Self
 
+from headrace.client.flights import Flight, Flights, Key
 from headrace.client.folders import UNKNOWN, Folder, Folders, Found
 from headrace.client.keeping import Keeper, Store
 from headrace.client.link import Link
-from headrace.client.looking import Looking, TooManyEntriesError, can_watch, look, stat, statfs
-from headrace.client.session import Session
+from headrace.client.looking import TooManyEntriesError, stat, statfs
 from headrace.client.watching import Watching
-from headrace.engine.lane import Lane
-from headrace.errors import HeadraceError, HostAwayError, NotFoundError, PermissionRefusedError, ProtocolError
+from headrace.errors import HostAwayError, NotFoundError, PermissionRefusedError, ProtocolError
 from headrace.protocol.messages import Changed, Entry, StatFsReply, wire_path
 from headrace.protocol.paths import ROOT, RelPath
 
@@ -35,41 +33,10 @@ MAX_ENTRIES: Final = 400_000  # of all directories together, and so of one of th
 FIRST: Final = 1000  # entries that are fetched because of one name: 5 ms. For a longer directory there must be a second
 FEW: Final = 16  # names that changed; they are asked for one by one before a directory is listed anew
 PATIENCE: Final = 2.0  # seconds that a fresh answer is waited for where an old one is at hand
-DOUBT: Final = 5.0  # seconds after that in which the old one is given at once
 DENIED: Final = 60.0  # seconds after which a directory that may not be read is tried again
 TOO_LONG: Final = 600.0  # seconds after which one that is too long is
 
 Callback = Callable[[RelPath | None], None]
-_Key = tuple[RelPath, bytes | None]  # a directory, and a name in it, or None for a listing
-
-
-@dataclass(eq=False)
-class _Flight:
-    """One exchange under way, whose outcome all who wait for it get.
-
-    names: those asked for; None: a listing. looking, singles: the outcome. doubted: names that changed meanwhile; void:
-    the directory itself did; unwatched: it is watched no more.
-    """
-
-    folder: RelPath
-    names: tuple[bytes, ...] | None
-    limit: int = MAX_ENTRIES
-    done: threading.Event = field(default_factory=threading.Event)
-    looking: Looking | None = None
-    singles: dict[bytes, Entry | None] = field(default_factory=dict)
-    error: HeadraceError | None = None
-    doubted: set[bytes] = field(default_factory=set)
-    void: bool = False
-    unwatched: bool = False
-    asked: float = 0.0
-    watch: int = 0
-
-    def found(self, name: bytes) -> Found:
-        if self.looking is None:
-            return self.singles.get(name, UNKNOWN)
-        if self.looking.more:
-            return self.looking.entries.get(name, UNKNOWN)
-        return self.looking.entries.get(name)
 
 
 class Attributes:
@@ -95,7 +62,6 @@ class Attributes:
         """ttl, ttl_watched: seconds that an answer is believed without a watch, and while one stands. meta: where
         entries are kept for later, under the name `share`. offline: the host is never asked. most: entries in memory.
         """
-        self._link = link
         self._base = base
         self._ttl = ttl
         self._ttl_watched = ttl_watched
@@ -105,15 +71,14 @@ class Attributes:
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         self._folders = Folders(most)
-        self._flights: dict[_Key, _Flight] = {}
+        self._flights = Flights(
+            link, base, self._lock, most, offline=offline, watch=self._watch, landing=self._store, clock=clock
+        )
         self._root: tuple[Entry, float] | None = None  # and when it was asked for
         self._valid_from = float("-inf")  # what was asked for before that is not to be believed
-        self._doubt_until = float("-inf")
         self._space: tuple[StatFsReply | None, float] | None = None
         self._callbacks: list[Callback] = []
-        self.exchanges = 0  # with the host, so far
         self.stale = 0  # answers that were old because the host was away
-        link.on_up(self._host_is_back)
         self._watching = None if offline else Watching(link, self._changed)
         if self._watching:
             self._watching.start()
@@ -123,7 +88,12 @@ class Attributes:
     @property
     def watching(self) -> bool:
         """Whether the host tells what changes."""
-        return bool(self._watching and self._watching.number)
+        return self._watch() != 0
+
+    @property
+    def exchanges(self) -> int:
+        """With the host, so far."""
+        return self._flights.exchanges
 
     def on_invalidate(self, callback: Callback) -> None:
         """`callback` is given each path that is not what it was: its own entry, what is below it, and where it is a
@@ -158,14 +128,14 @@ class Attributes:
                 if known is not None and whole and len(known.unknown) <= FEW:
                     names = tuple(known.unknown)
                 patience = known.patience(PATIENCE) if known is not None and known.complete else None
-            flight = self._asked_for((path, None), names, self._most, deadline, patience)
+            flight = self._exchange((path, None), names, self._most, deadline, patience)
             if flight is None or isinstance(flight.error, HostAwayError):
                 kept = self._last_listing(path)
                 if kept is not None:
                     return kept
                 self._away(flight)
             if flight.error:
-                raise _again(flight.error)
+                raise flight.again()
             if flight.looking is None or (flight.looking.more and flight.limit < self._most):
                 continue  # some names, or the beginning; what is known now is another matter
             if flight.looking.more:
@@ -184,7 +154,7 @@ class Attributes:
         asked = self._clock()
         try:
             patience = PATIENCE if last else None
-            reply = self._run(lambda session, lane: statfs(session, lane, self._base), deadline, patience)
+            reply = self._flights.run(lambda session, lane: statfs(session, lane, self._base), deadline, patience)
         except HostAwayError:
             if last is None:
                 raise
@@ -222,7 +192,7 @@ class Attributes:
                 first = known is None or (not known.misses and len(known.entries) <= FIRST)
             key = (folder, None if listing else name)
             names, instead = None if listing else (name,), name if known is None else None
-            flight = self._asked_for(key, names, FIRST if first else self._most, deadline, patience, instead)
+            flight = self._exchange(key, names, FIRST if first else self._most, deadline, patience, instead)
             if flight is None or isinstance(flight.error, HostAwayError):
                 last = self._last_name(folder, name) if last is UNKNOWN else last
                 if last is not UNKNOWN:
@@ -232,7 +202,7 @@ class Attributes:
             if isinstance(flight.error, (PermissionRefusedError, TooManyEntriesError)) and listing:
                 continue  # what may not be listed, or is too long, may still be looked into
             if flight.error:
-                raise _again(flight.error)
+                raise flight.again()
             found = flight.found(name)
             if found is not UNKNOWN:
                 return found
@@ -257,7 +227,7 @@ class Attributes:
                 return last[0]
         try:
             asked = self._clock()
-            (entry,) = self._run(lambda _, lane: stat(lane, [self._base]), deadline, PATIENCE if last else None)
+            (entry,) = self._flights.run(lambda _, lane: stat(lane, [self._base]), deadline, PATIENCE if last else None)
         except HostAwayError:
             found = last[0] if last else self._keeper.entry(ROOT) if self._keeper else UNKNOWN
             if not isinstance(found, Entry):
@@ -273,76 +243,36 @@ class Attributes:
             self._keeper.keep_entry(ROOT, entry)
         return entry
 
-    # ---- exchanges, each one shared by all who want the same -------------------------------------------------------
+    # ---- exchanges -------------------------------------------------------------------------------------------------
 
-    def _asked_for(
+    def _exchange(
         self,
-        key: _Key,
+        key: Key,
         names: tuple[bytes, ...] | None,
         limit: int,
         deadline: float,
         patience: float | None,
         instead: bytes | None = None,
-    ) -> _Flight | None:
-        """The flight that was under way already, or a new one, over. None: the caller's time is over, not the flight's.
+    ) -> Flight | None:
+        """See Flights.join. What came of it is kept on disk as well."""
+        flight, mine = self._flights.join(key, names, limit, deadline, patience, instead)
+        if not mine or flight is None or not self._keeper:
+            return flight
+        folder = flight.folder
+        with self._lock:
+            known = self._folders.get(folder)
+            whole = known is not None and known.complete and not known.unknown
+        if known is not None and whole:
+            if not known.kept and (flight.looking or len(known.entries) <= FIRST):
+                self._keep(folder, known)
+            return flight
+        for name, entry in flight.singles.items():
+            if entry is not None:
+                self._keeper.keep_entry(folder.child(name), entry)
+        return flight
 
-        patience: see `_run`. instead: the name to ask for in the place of a listing, where the host cannot be asked for
-        the beginning of one.
-        """
-        until = deadline if patience is None else min(deadline, self._clock() + patience)
-        while True:
-            with self._lock:
-                flight = self._flights.get((key[0], None)) or self._flights.get(key)
-                mine = flight is None
-                if flight is None:
-                    flight = self._flights[key] = _Flight(key[0], names, limit)
-            if mine:
-                self._fly(flight, key, deadline, patience, instead)
-                return flight
-            if not flight.done.wait(max(0.0, until - self._clock())):
-                return None
-            # One that had less time than this caller says nothing about the host.
-            if not isinstance(flight.error, HostAwayError) or self._offline or self._clock() >= until:
-                return flight
-
-    def _fly(self, flight: _Flight, key: _Key, deadline: float, patience: float | None, instead: bytes | None) -> None:
-        flight.asked = self._clock()
-        kept: Folder | None = None
-        try:
-            self._run(lambda session, lane: self._exchange(session, lane, flight, instead), deadline, patience)
-        except HeadraceError as why:
-            flight.error = why
-        except BaseException:
-            flight.error = HeadraceError("a question to the host was given up")
-            raise
-        finally:
-            with self._lock:
-                del self._flights[key]
-                kept = self._store(flight)
-            flight.done.set()
-        if kept is not None and not kept.kept and (flight.looking or len(kept.entries) <= FIRST):
-            self._keep(flight.folder, kept)
-        if self._keeper and flight.looking is None:
-            for name, entry in flight.singles.items():
-                if entry is not None and kept is None:
-                    self._keeper.keep_entry(flight.folder.child(name), entry)
-
-    def _exchange(self, session: Session, lane: Lane, flight: _Flight, instead: bytes | None) -> None:
-        folder = self._base.join(flight.folder)
-        flight.looking, flight.asked = None, self._clock()
-        names = flight.names
-        if names is None and instead is not None and not can_watch(session):
-            names = (instead,)
-        if names is not None:
-            answers = stat(lane, [folder.child(name) for name in names])
-            flight.singles = dict(zip(names, answers, strict=True))
-            return
-        flight.watch = self._watching.number if self._watching else 0
-        limit = flight.limit if can_watch(session) else self._most
-        flight.looking = look(session, lane, folder, watch=flight.watch, limit=limit)
-
-    def _store(self, flight: _Flight) -> Folder | None:
-        """With the lock held: keeps the outcome. The directory, where it is complete and may be kept on disk."""
+    def _store(self, flight: Flight) -> None:
+        """With the lock held: what came of an exchange."""
         took = self._clock() - flight.asked
         if isinstance(flight.error, (PermissionRefusedError, TooManyEntriesError)) and flight.names is None:
             known = self._folders.get(flight.folder) or Folder()
@@ -353,13 +283,12 @@ class Attributes:
         if isinstance(flight.error, NotFoundError):
             self._folders.drop(flight.folder)
         if flight.error or flight.void:
-            return None
+            return
         if flight.looking is None:
             for name, entry in flight.singles.items():
                 if name not in flight.doubted:
                     self._folders.learn(flight.folder, name, entry, flight.asked)
-            learned = self._folders.get(flight.folder)
-            return learned if learned is not None and learned.complete and not learned.unknown else None
+            return
         older = self._folders.get(flight.folder)
         watched = flight.looking.watched and not flight.unwatched
         made = Folder(None if flight.looking.more else flight.looking.entries, flight.asked, flight.watch * watched)
@@ -370,29 +299,10 @@ class Attributes:
         if flight.looking.more and flight.limit >= self._most:
             made.unlistable = self._clock() + TOO_LONG
         self._folders.put(flight.folder, made)
-        if flight.folder == ROOT and flight.looking.itself and not flight.doubted:
-            self._root = flight.looking.itself, flight.asked
-        return made if made.complete else None
-
-    def _run[T](self, do: Callable[[Session, Lane], T], deadline: float, patience: float | None) -> T:
-        """patience: seconds that the host has where an old answer is at hand; None: there is none."""
-        now = self._clock()
-        if self._offline:
-            raise HostAwayError("it is not among what was kept, and the host is not asked", hint="Leave --offline out.")
-        if patience is not None and (not self._link.up or now < self._doubt_until):
-            raise HostAwayError("the host is away")
-        self.exchanges += 1
-        try:
-            return self._link.run(do, deadline if patience is None else min(deadline, now + patience))
-        except HostAwayError:
-            if patience is not None:
-                self._doubt_until = self._clock() + DOUBT
-            raise
+        if flight.folder == ROOT and flight.looking.itself:
+            self._root = flight.looking.itself, float("-inf") if flight.doubted else flight.asked
 
     # ---- what is left when the host is away ------------------------------------------------------------------------
-
-    def _host_is_back(self) -> None:
-        self._doubt_until = float("-inf")
 
     def _last_name(self, folder: RelPath, name: bytes) -> Found:
         """From disk; from memory it was taken before."""
@@ -422,9 +332,9 @@ class Attributes:
         with self._lock:
             return known.sequence()
 
-    def _away(self, flight: _Flight | None) -> NoReturn:
+    def _away(self, flight: Flight | None) -> NoReturn:
         if flight is not None and flight.error:
-            raise _again(flight.error)
+            raise flight.again()
         raise HostAwayError("the host did not answer in time")
 
     def _keep(self, path: RelPath, folder: Folder) -> None:
@@ -436,11 +346,15 @@ class Attributes:
             folder.kept = True
         self._keeper.keep(path, entries)
 
+    def _watch(self) -> int:
+        """The number of the watch that stands; 0: none does."""
+        return self._watching.number if self._watching else 0
+
     # ---- how long something is believed; with the lock held --------------------------------------------------------
 
     def _since(self, known: Folder) -> float:
         """Answers to what was asked before that are not believed."""
-        watched = known.watch and self._watching and known.watch == self._watching.number
+        watched = known.watch and known.watch == self._watch()
         return self._oldest(self._ttl_watched if watched else self._ttl)
 
     def _oldest(self, ttl: float) -> float:
@@ -465,8 +379,7 @@ class Attributes:
             if path is not None:
                 with self._lock:
                     self._folders.unwatch(path)
-                    for flight in self._flights.values():
-                        flight.unwatched |= flight.folder == path
+                    self._flights.unwatch(path)
         for path in changed:
             inside = self._relative(path)
             if inside is not None:
@@ -491,29 +404,20 @@ class Attributes:
             # What came or went changed the directory that it is in.
             if doubted:
                 self._folders.doubt(doubted)
-            else:
-                self._root = None if self._root is None else (self._root[0], float("-inf"))
-            for flight in self._flights.values():
-                if doubted and flight.folder == doubted.parent:
-                    flight.doubted.add(doubted.name)
+                self._flights.doubt(doubted)
+            elif self._root is not None:
+                self._root = self._root[0], float("-inf")
             told[doubted] = None
         if moved:
             self._folders.drop_below(path)
-            for flight in self._flights.values():
-                flight.void |= flight.folder.parts[: len(path.parts)] == path.parts
+            self._flights.void(path)
         return told
 
     def _forget_all(self) -> None:
         """Old answers stay for when the host is away."""
         self._valid_from = self._clock()
-        for flight in self._flights.values():
-            flight.void = True
+        self._flights.void(ROOT)
 
     def _relative(self, path: RelPath) -> RelPath | None:
         depth = len(self._base.parts)
         return RelPath(path.parts[depth:]) if path.parts[:depth] == self._base.parts else None
-
-
-def _again(error: HeadraceError) -> HeadraceError:
-    """The same error once more: several threads may have to raise it."""
-    return type(error)(error.message, hint=error.hint)
