@@ -82,6 +82,14 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
         m.Batch(10, 0, [10, 0], [1], ["not_found"], ["no such path in the share: day 1/gone"], BYTES_HASH),
         BYTES,
     ),
+    ("what is the third chunk made of?", m.GetBlocks(11, b"day 1/take-1.mov", VERSION, 2), b""),
+    (
+        "a chunk of two blocks, the second one short, and one place where a mark is",
+        m.Blocks(11, bytes.fromhex("c71c00113ee19fe8"), [b"\x07\xd1"], bytes.fromhex("00000400190a55ad")),
+        b"",
+    ),
+    ("five bytes twice", m.GetRanges(12, b"day 1/notes", VERSION, [(0, 5), (4096, 5)]), b""),
+    ("and they are these", m.Chunk(12, BYTES_HASH), BYTES),
     ("say what changes", m.Watch(11), b""),
     ("the number of that watch; nothing changed yet", m.Changed(11, 77), b""),
     ("the first 1000 entries of `day 1`, and a watch on it", m.Look(12, b"day 1", 77, 1000), b""),
@@ -127,9 +135,10 @@ def described(meaning: str, header: bytes, payload: bytes = b"", phase: int = 7)
 
 def phase_of(message: m.Message) -> int:
     bulk = (m.Walk, m.GetManifest, m.ManifestPart, m.GetChunk, m.Chunk, m.GetBatch, m.Batch)
+    blocks = (m.GetBlocks, m.Blocks, m.GetRanges)
     mount = (m.Watch, m.Changed, m.Look, m.Looked, m.StatFs, m.StatFsReply)
     times = (m.Trace, m.GetTimes, m.Times)
-    return m.PHASE_BULK if isinstance(message, (*bulk, *mount, *times)) else m.PHASE_BASELINE
+    return m.PHASE_BULK if isinstance(message, (*bulk, *blocks, *mount, *times)) else m.PHASE_BASELINE
 
 
 def frames() -> dict[str, Any]:

@@ -128,6 +128,23 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         hash=hashes,
         packed=packed_words,
     ),
+    m.GetBlocks: st.builds(
+        m.GetBlocks, id=ids, path=wire_paths, version=versions, chunk=st.integers(-(1 << 63), 1 << 40)
+    ),
+    m.Blocks: st.builds(
+        m.Blocks,
+        id=ids,
+        sums=st.binary(max_size=40),
+        marks=st.lists(st.binary(max_size=9), max_size=3),
+        places=st.binary(max_size=40),
+    ),
+    m.GetRanges: st.builds(
+        m.GetRanges,
+        id=ids,
+        path=wire_paths,
+        version=versions,
+        ranges=st.lists(st.tuples(sizes, st.integers(-(1 << 63), m.CHUNK_SIZE)), max_size=4),
+    ),
     m.Watch: st.builds(m.Watch, id=ids),
     m.Changed: st.builds(
         m.Changed,

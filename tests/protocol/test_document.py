@@ -119,7 +119,7 @@ def test_limits() -> None:
         *(frames.SESSION_LIMITS.header, frames.SESSION_LIMITS.payload),
         *(messages.READ_SIZE, messages.CHUNK_SIZE, messages.MAX_ENTRIES, messages.MAX_HASHES, messages.MAX_FILE_SIZE),
         *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE, messages.MAX_PART),
-        messages.MAX_CHANGES,
+        *(messages.MAX_CHANGES, messages.MAX_RANGES, messages.MAX_MARKS),
         *(session.MAX_FEATURES, session.MAX_WORD, paths.MAX_NAME, paths.MAX_PATH, paths.MAX_DEPTH),
     ):
         assert re.search(rf"\b{limit}\b", text), limit
@@ -128,6 +128,9 @@ def test_limits() -> None:
     assert f"1 to {messages.CHUNK_SIZE}" in rows(section("`get-chunk`"))["length"][2]
     assert f"1 to {messages.MAX_LEVEL}" in rows(section("`get-chunk`"))["zstd"][2]
     assert f"at most {messages.MAX_PART}" in rows(section("`chunk`"))["size"][2]
+    assert f"A block is {messages.BLOCK_SIZE} bytes" in section("`blocks`")
+    assert f"\n{messages.MARK_SPAN} bytes from there on" in section("`blocks`")
+    assert f"at most {messages.MAX_MARKS} places" in section("`blocks`")
 
 
 def test_sizes() -> None:

@@ -60,6 +60,7 @@ def test_frames_hold_what_is_written_beside_them(vector: dict[str, Any]) -> None
 @pytest.mark.parametrize("kind", ["known", "unknown_types", "unknown_fields"])
 def test_phases(kind: str) -> None:
     bulk = {"walk", "get-manifest", "manifest-part", "get-chunk", "chunk", "get-batch", "batch"}
+    bulk |= {"get-blocks", "blocks", "get-ranges"}
     bulk |= {"watch", "changed", "look", "looked", "statfs", "statfs-reply"}
     bulk |= {"trace", "get-times", "times"}
     for vector in FRAMES[kind]:

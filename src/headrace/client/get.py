@@ -23,6 +23,7 @@ from headrace.engine.fetch import FILE_ERRORS, Fetcher
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
+from headrace.engine.updates import Updates
 from headrace.errors import (
     HeadraceError,
     IntegrityError,
@@ -35,6 +36,7 @@ from headrace.errors import (
 from headrace.observe import tracing
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
 from headrace.protocol.paths import ROOT, BadPathError, RelPath, text_fields
+from headrace.protocol.session import BLOCKS
 from headrace.storage.destination import Destination
 from headrace.storage.fileio import FileIO
 from headrace.storage.index_lazy import LazyIndex
@@ -203,6 +205,10 @@ class Transfer:
                 if self._single and entry.size > CHUNK_SIZE:  # while the first connection for it is being opened
                     self._index.start()
                 dedup = Dedup(self._index, self._session.open_lane, self._session.release)
+        updates: Updates | None = None
+        if self._index and BLOCKS in self._session.agreed.features:
+            here, session = self._destination, self._session
+            updates = Updates(here.lstat, here.open_read, self._index, session.open_lane, session.release)
         fetcher = self._fetcher = Fetcher(
             self._destination,
             (EXCHANGES if self._options.content_addressing else UNCHECKED)[version],
@@ -212,6 +218,7 @@ class Transfer:
             reports=self,
             on_exist=self._options.on_exist,
             dedup=dedup,
+            updates=updates,
             keep=self._keep if self._index else None,
             compress=self._options.compress,
         )
@@ -251,6 +258,8 @@ class Transfer:
             planning.join()
             raise
         finally:
+            if updates:
+                updates.close()
             if dedup:
                 dedup.close()
             fetcher.abandon()
@@ -296,7 +305,7 @@ class Transfer:
             self.failed_path(job.dest, why)
             return
         self.progress.resized(entry.size - job.size)
-        again = Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1)
+        again = Job(job.source, job.dest, entry, replace=job.replace, attempt=job.attempt + 1, old=job.old)
         if job.replace or planner.decided(again):
             fetcher.queue.put(again)
 

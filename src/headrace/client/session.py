@@ -48,7 +48,7 @@ from headrace.protocol.messages import (
     wire_path,
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
-from headrace.protocol.session import BATCH, ZSTD, Agreed, Versions
+from headrace.protocol.session import BATCH, BLOCKS, ZSTD, Agreed, Versions
 from headrace.transport.adaptive import AUTO, TCP, AdaptiveConnection, connect
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit
@@ -354,7 +354,8 @@ class Session:
 
 
 def _lane(stream: MessageStream, agreed: Agreed) -> Lane:
-    return Lane(stream, batches=BATCH in agreed.features, packs=ZSTD in agreed.features)
+    features = agreed.features
+    return Lane(stream, batches=BATCH in features, blocks=BLOCKS in features, packs=ZSTD in features)
 
 
 def _part_with(lane: Lane) -> None:

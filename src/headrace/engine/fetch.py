@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from headrace.engine.manifests import ManifestReader
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
+from headrace.engine.updates import FALLBACKS, Updates
 from headrace.errors import (
     ConnectionLostError,
     DestinationExistsError,
@@ -36,6 +38,8 @@ from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.destination import Destination
 from headrace.storage.partial import Partial
 from headrace.storage.small import SmallWriter
+
+log = logging.getLogger("headrace.get")
 
 MAX_REQUESTS: Final = 64  # in flight on one lane
 MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
@@ -74,8 +78,8 @@ class Reports(Protocol):
 class Fetcher:
     """Owns the queue and what happens to each job in it. Thread-safe; see engine.worker for who works on it.
 
-    dedup: finds chunks on this disk; it is told here whose jobs it works on. keep: hears of each file of several chunks
-    that is finished.
+    dedup: finds chunks on this disk; updates: what is left of them in old copies. Both are told here whose jobs they
+    work on. keep: hears of each file of several chunks that is finished.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Fetcher:
         reports: Reports,
         on_exist: OnExist,
         dedup: Dedup | None = None,
+        updates: Updates | None = None,
         keep: Keep | None = None,
         compress: int = NOT_PACKED,
     ) -> None:
@@ -108,8 +113,11 @@ class Fetcher:
         self._dedup = dedup
         self._keep = keep
         self.compress = compress
+        self._updates = updates
         if dedup:
             dedup.bind(self)
+        if updates:
+            updates.bind(self)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -156,6 +164,8 @@ class Fetcher:
             return []
 
     def _open(self, job: Job) -> Iterable[Work]:
+        if self._updates and self._updates.holds(job):
+            return []
         if self._dedup and self._dedup.holds(job):
             return []
         return self._work_of_partial(job)
@@ -180,6 +190,8 @@ class Fetcher:
     def _missing(self, job: Job, hashes: list[bytes] | None = None) -> Iterable[Work]:
         """Tasks for the chunks that are not there yet; finishes the job when there are none."""
         if self._is_complete(job):
+            return []
+        if self._updates and hashes and self._updates.has_hashes(job, hashes):
             return []
         if self._dedup and hashes and self._dedup.has_hashes(job, hashes):
             return []
@@ -242,6 +254,38 @@ class Fetcher:
         except FILE_ERRORS as why:
             error = why
         self.settle(job, error)
+
+    def patch(self, task: Task, write: Callable[[Partial], object]) -> None:
+        """Lets `write` put in place what is known of a chunk. The rest of it comes by `task`, if it has ranges; if it
+        has none, that was all. What `write` raises as LocalDiskError is about the disk."""
+        job = task.job
+        if not self.begin(job):
+            return
+        assert job.partial is not None
+        error: HeadraceError | None = None
+        try:
+            write(job.partial)
+            if not task.ranges:
+                self.assembled(task)
+        except FILE_ERRORS as why:
+            error = why
+        self.settle(job, error)
+
+    def assembled(self, task: Task) -> None:
+        """A chunk of several origins is in place: it counts if it has its hash, else it is fetched whole. Raises
+        LocalDiskError."""
+        partial = task.job.partial
+        assert partial is not None
+        whole = task.whole
+        with self.buffers.acquire(whole.length) as buffer:
+            right = partial.holds(task.index, task.digest, buffer)
+        if right:
+            partial.commit(task.index, task.digest)
+            self.progress.reused(whole.length - sum(length for _, length in task.ranges))
+        else:
+            if FALLBACKS.add("pieces"):
+                log.info("a chunk put together from an old copy does not match its hash; fetching it whole")
+            self.queue.push([whole])
 
     # ---- chunks that are asked for -------------------------------------------------------------------------------
 
@@ -408,6 +452,7 @@ def _adopt(partial: Partial, hashes: list[bytes]) -> None:
 
 def resolve_different(job: Job, on_exist: OnExist, destination: Destination) -> None:
     """The destination has other content: what `--on-exist` says. Raises DifferentError where nothing may be written."""
+    job.old = job.dest
     if on_exist is OnExist.OVERWRITE:
         job.replace = True
     elif on_exist is OnExist.RENAME:

@@ -28,14 +28,17 @@ LAST_WORDS: Final = 1.0  # seconds in which they come, if there are any
 class Lane:
     """One stream to the host. Whoever has requests in flight holds `lock`; the rest is for that thread alone.
 
-    batches: whether the host at its other end answers GetBatch. packs: whether it compresses where it is asked to; zstd
-    is what it is asked for. counters: of whoever uses the lane now.
+    batches, blocks: whether the host at its other end answers GetBatch; GetBlocks and GetRanges. packs: whether it
+    compresses where it is asked to; zstd is what it is asked for. counters: of whoever uses the lane now.
     """
 
-    def __init__(self, messages: MessageStream, *, batches: bool = False, packs: bool = False) -> None:
+    def __init__(
+        self, messages: MessageStream, *, batches: bool = False, blocks: bool = False, packs: bool = False
+    ) -> None:
         self.messages = messages
         self.times = messages.times
         self.batches = batches
+        self.blocks = blocks
         self.packs = packs
         self.zstd = NOT_PACKED
         self.counters = Counters()
@@ -70,6 +73,16 @@ class Lane:
         one encryption and one system call for many small requests."""
         self._unsent.append(request)
 
+    def flush(self) -> None:
+        """What was posted leaves now. Raises ConnectionLostError."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            try:
+                self.messages.send_all(unsent)
+            except ConnectionLostError:
+                self._hear_why()
+                raise
+
     def wait(self) -> int:
         """Until the head of the next answer is here; `part` then gives it. The length of its payload. Raises as `part`
         does.
@@ -91,13 +104,7 @@ class Lane:
         return arrived
 
     def _receive(self) -> tuple[Message, int]:
-        if self._unsent:
-            unsent, self._unsent = self._unsent, []
-            try:
-                self.messages.send_all(unsent)
-            except ConnectionLostError:
-                self._hear_why()
-                raise
+        self.flush()
         message, payload = self.messages.expect()
         _raise_if_over(message)
         answers = getattr(message, "id", None)

@@ -64,8 +64,8 @@ class ManifestReader:
         return part
 
 
-class ManifestLane:
-    """A lane of its own for manifests, opened when one is asked for. One thread's, but for `abort`.
+class OwnLane:
+    """A lane of one's own, opened when it is first needed. One thread's, but for `abort`.
 
     open_lane, release: as a session has them.
     """
@@ -75,13 +75,12 @@ class ManifestLane:
         self._release = release
         self._lock = threading.Lock()
         self._lane: Lane | None = None
-        self._reader: ManifestReader | None = None
         self._aborted = False
 
-    def post(self, job: Job) -> None:
-        """See ManifestReader. Raises ConnectionLostError where there is no lane to be had, for whatever reason: who
-        fetches the file meets that too, and it is theirs to tell."""
-        if self._reader is None:
+    def get(self) -> Lane:
+        """The lane. Raises ConnectionLostError where there is none to be had, for whatever reason: who fetches the
+        file meets that too, and it is theirs to tell."""
+        if self._lane is None:
             try:
                 lane = self._open_lane()
             except HeadraceError as why:
@@ -91,18 +90,12 @@ class ManifestLane:
                 if self._aborted:
                     lane.messages.abort()
             lane.acquire()
-            self._reader = ManifestReader(lane)
-        self._reader.post(job)
-
-    def part(self) -> Part:
-        """See ManifestReader."""
-        assert self._reader is not None
-        return self._reader.part()
+        return self._lane
 
     def drop(self) -> None:
         """Closes the lane, if there is one. Answers that are still to come are left."""
         with self._lock:
-            lane, self._lane, self._reader = self._lane, None, None
+            lane, self._lane = self._lane, None
         if lane is None:
             return
         if not lane.idle:
@@ -117,3 +110,25 @@ class ManifestLane:
             self._aborted = True
             if self._lane:
                 self._lane.messages.abort()
+
+
+class ManifestLane(OwnLane):
+    """A lane of its own for manifests."""
+
+    _reader: ManifestReader | None = None
+
+    def post(self, job: Job) -> None:
+        """See ManifestReader. Raises as `get`."""
+        lane = self.get()
+        if self._reader is None:
+            self._reader = ManifestReader(lane)
+        self._reader.post(job)
+
+    def part(self) -> Part:
+        """See ManifestReader."""
+        assert self._reader is not None
+        return self._reader.part()
+
+    def drop(self) -> None:
+        self._reader = None
+        super().drop()

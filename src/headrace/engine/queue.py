@@ -13,7 +13,7 @@ import msgspec
 from headrace.errors import HeadraceError
 from headrace.protocol.messages import MAX_BATCH_FILE, MIB, Entry
 from headrace.protocol.paths import RelPath
-from headrace.storage.chunks import chunk_count
+from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.partial import Partial
 
 MAX_WAITING: Final = 2000  # jobs that the planner may be ahead of the workers
@@ -25,7 +25,8 @@ GROUP_LEAST: Final = 64  # files for which a busy worker asks at once; fewer wai
 class Job(msgspec.Struct, eq=False):
     """One file to fetch. source: its path in the share; dest: below the destination.
 
-    replace: an existing file at dest may be replaced. compare: only if its content differs (sizes are equal).
+    replace: an existing file at dest may be replaced. old: an existing file with other content, which may
+    have something in common with this one. compare: only if its content differs (sizes are equal).
     fresh: its folder was made by this transfer, so nothing can be there. `lock` guards everything below it.
     """
 
@@ -36,6 +37,7 @@ class Job(msgspec.Struct, eq=False):
     compare: bool = False
     fresh: bool = False
     attempt: int = 1
+    old: RelPath | None = None
     lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     partial: Partial | None = None
     in_flight: int = 0
@@ -61,13 +63,24 @@ class Job(msgspec.Struct, eq=False):
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """One chunk of a job. attempt: 2 when the first answer did not match its hash."""
+    """One chunk of a job. attempt: 2 when the first answer did not match its hash.
+
+    ranges: (offset, length) of what of it is to be fetched, `length` bytes in all, where the rest is there already;
+    empty: all of it. digest: the hash of the whole chunk then.
+    """
 
     job: Job
     index: int
     offset: int
     length: int
     attempt: int = 1
+    ranges: tuple[tuple[int, int], ...] = ()
+    digest: bytes = b""
+
+    @property
+    def whole(self) -> Task:
+        """The same chunk, all of it to be fetched."""
+        return Task(self.job, self.index, *chunk_range(self.job.size, self.index))
 
 
 @dataclass(eq=False, slots=True)

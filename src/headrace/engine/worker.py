@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from headrace.engine import batch
@@ -14,7 +15,7 @@ from headrace.engine.progress import Lane as Counters
 from headrace.engine.queue import Exclusive, Group, Job, Task, Work
 from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, LocalFileError
 from headrace.observe import tracing
-from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED
+from headrace.protocol.messages import CHUNK_SIZE, NOT_PACKED, GetRanges
 from headrace.storage.platform import FALLBACKS
 from headrace.storage.small import SmallWriter
 from headrace.transport.framed import PIECE
@@ -89,12 +90,13 @@ class Worker:
             elif work is not None:
                 if not fetcher.begin(work.job):
                     continue
+                if work.ranges and not lane.blocks:
+                    work = work.whole  # another host answers by now
                 if not window:
                     self._acquire([work])
                 window.append(work)
                 asked += work.length
-                job = work.job
-                fetcher.exchange.request(lane, job.source, job.entry.version, work.offset, work.length)
+                self._request(work)
             elif window:
                 if lane.wait() and not self._counters.bytes_received:
                     fetcher.progress.first_byte()
@@ -116,6 +118,13 @@ class Worker:
                     lane.lock.release()
             else:
                 return
+
+    def _request(self, task: Task) -> None:
+        lane, job = self._lane, task.job
+        if task.ranges:
+            lane.post(GetRanges(lane.next_id(), bytes(job.source), job.entry.version, list(task.ranges)))
+        else:
+            self._fetcher.exchange.request(lane, job.source, job.entry.version, task.offset, task.length)
 
     def _acquire(self, work: list[Task] | Group) -> None:
         try:
@@ -227,12 +236,14 @@ class Worker:
         job, disk = task.job, self._lane.times.disk
         partial = job.partial
         broken: list[LocalFileError] = []
+        ranges = task.ranges or ((task.offset, task.length),)
 
         def write(position: int, piece: memoryview) -> None:
             if partial and not broken:
                 try:
                     with disk:
-                        partial.write(task.offset + position, piece)
+                        for offset, part in scattered(ranges, position, piece):
+                            partial.write(offset, part)
                 except LocalFileError as why:
                     broken.append(why)  # raised below: the rest of the payload has to leave the lane first
 
@@ -244,21 +255,38 @@ class Worker:
             with disk:
                 if partial:
                     if zero:
-                        partial.write_zeros(task.offset, task.length)
-                    partial.commit(task.index, digest)
+                        for offset, length in ranges:
+                            partial.write_zeros(offset, length)
+                    if task.ranges:
+                        self._fetcher.assembled(task)
+                    else:
+                        partial.commit(task.index, digest)
                 else:
                     self._fetcher.write_whole(job, memoryview(bytes(task.length)) if zero else buffer[: task.length])
         except IntegrityError as why:
             if broken:
                 error = broken[0]
             elif task.attempt == 1 and job.error is None:
-                self._again.append(Task(job, task.index, task.offset, task.length, attempt=2))
+                self._again.append(dataclasses.replace(task.whole, attempt=2))
             else:
                 error = why
         except FILE_ERRORS as why:
             error = why
         with disk:  # the last of a file's chunks ends it
             self._fetcher.settle(job, error)
+
+
+def scattered(ranges: Sequence[tuple[int, int]], position: int, piece: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(offset, bytes): where the parts of `piece` belong, which begins `position` bytes into the ranges."""
+    for offset, length in ranges:
+        if not len(piece):
+            return
+        if position < length:
+            part = piece[: length - position]
+            yield offset + position, part
+            piece, position = piece[len(part) :], 0
+        else:
+            position -= length
 
 
 def _singly(jobs: list[Job]) -> list[Task]:

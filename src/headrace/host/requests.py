@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +14,7 @@ from headrace.engine.buffers import BufferPool, Buffers
 from headrace.engine.compress import FileCompressor
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.host.batch import answer_batch
+from headrace.host.blocks import blocks_of, check_ranges, hash_ranges, read_ranges, steps
 from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.host.listing import fitting, look, statfs
@@ -30,8 +31,10 @@ from headrace.protocol.messages import (
     Chunk,
     Data,
     GetBatch,
+    GetBlocks,
     GetChunk,
     GetManifest,
+    GetRanges,
     GetTimes,
     List,
     ListPart,
@@ -51,7 +54,7 @@ from headrace.protocol.messages import (
     Watch,
     wire_path,
 )
-from headrace.protocol.session import BATCH, SPARSE, STATFS, TIMES, TRACE, WATCH, Agreed, error_message
+from headrace.protocol.session import BATCH, BLOCKS, SPARSE, STATFS, TIMES, TRACE, WATCH, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -83,6 +86,8 @@ class RequestHandler:
         GetChunk: "_chunk",
         GetManifest: "_manifest",
         GetBatch: "_batch",
+        GetBlocks: "_blocks",
+        GetRanges: "_ranges",
         Ping: "_ping",
         Watch: "_watch",
         Look: "_look",
@@ -295,16 +300,17 @@ class RequestHandler:
         """Who is held back by a rate limit holds a small buffer, not that of a chunk for as long as the chunk takes:
         a few such peers would have them all, and the others would wait. As in the clear, the client finds out by the
         hash whether the file is still the one that was hashed."""
-        chunk = Chunk(request.id, self._hash_now(source, request), packed=plain)
+        chunk, end = Chunk(request.id, self._hash_now(source, request), packed=plain), request.offset + request.length
+        whole = [(offset, min(READ_SIZE, end - offset)) for offset in range(request.offset, end, READ_SIZE)]
         with self._sending(request.length):
-            self._stream.send_pieces(chunk, request.length, self._pieces(source, request))
+            self._stream.send_pieces(chunk, request.length, self._pieces(source, whole))
         self.served.bytes += request.length
 
-    def _pieces(self, source: SourceFile, request: GetChunk) -> Iterator[memoryview]:
-        """The range, READ_SIZE at a time; zeros for what cannot be read any more, so that the stream stays in step."""
-        end = request.offset + request.length
-        for offset in range(request.offset, end, READ_SIZE):
-            with self._buffers.acquire(min(READ_SIZE, end - offset)) as view:
+    def _pieces(self, source: SourceFile, ranges: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+        """Their bytes, one piece for each (offset, length); zeros for what cannot be read any more, so that the stream
+        stays in step."""
+        for offset, length in ranges:
+            with self._buffers.acquire(length) as view:
                 try:
                     source.read_into(view, offset)
                 except HeadraceError as why:
@@ -368,6 +374,33 @@ class RequestHandler:
         self._need(BATCH, request)
         packing = self._packing if self._packing and self._packing.wanted(request.zstd) else None
         self.served.bytes += answer_batch(request, self._tree, self._stream, self._buffers, self._next_piece, packing)
+
+    def _blocks(self, request: GetBlocks) -> None:
+        self._need(BLOCKS, request)
+        with _reporting():
+            source = self._sources.get(wire_path(request.path), request.version)
+            blocks = blocks_of(request, source, self._hashes, self._buffers)
+        self._stream.send(blocks)
+
+    def _ranges(self, request: GetRanges) -> None:
+        self._need(BLOCKS, request)
+        total = check_ranges(request)
+        with _reporting():
+            source = self._sources.get(wire_path(request.path), request.version)
+            if sum(request.ranges[-1]) > source.size:
+                raise NotFoundError("that range lies past the end of the file")
+        if total > READ_SIZE and self._stream.held_back:
+            with _reporting():
+                chunk = hash_ranges(request, source, self._buffers)
+            with self._sending(total):
+                self._stream.send_pieces(chunk, total, self._pieces(source, steps(request)))
+        else:
+            with self._buffers.acquire(total) as view:
+                with _reporting():
+                    chunk = read_ranges(request, source, view)
+                with self._sending(total):
+                    self._send_giving_way(encode_frame(chunk, total), view)
+        self.served.bytes += total
 
     def _watch(self, request: Watch) -> None:
         self._need(WATCH, request)

@@ -33,6 +33,10 @@ MAX_BATCH_SIZE: Final = CHUNK_SIZE  # bytes of all of them together
 MAX_CHANGES: Final = 1000  # paths in each list of one Changed
 HEARTBEAT: Final = 5.0  # seconds; a Changed comes at least that often, an empty one where nothing changed
 MAX_PART: Final = 512 * KIB  # bytes of a range, or of a batch's files, that one compressed payload stands for
+BLOCK_SIZE: Final = 4 * KIB  # what is left of a chunk in an older version of its file is found in these
+MAX_RANGES: Final = 1024  # ranges that one GetRanges asks for
+MAX_MARKS: Final = 256  # places in one Blocks
+MARK_SPAN: Final = 32  # bytes that a mark's check is of
 MAX_FILE_SIZE: Final = 1 << 62
 MAX_TIME: Final = 1e15  # seconds of all streams, or bytes a second
 
@@ -357,6 +361,42 @@ class Batch(Message, frozen=True, tag="batch"):
     packed: str = ""
 
 
+class GetBlocks(Message, frozen=True, tag="get-blocks"):
+    """What a chunk of a file is made of, answered by Blocks. chunk: its number. Only with the feature `blocks`."""
+
+    id: int
+    path: bytes
+    version: bytes
+    chunk: int
+
+
+class Blocks(Message, frozen=True, tag="blocks"):
+    """Of one chunk. sums: CRC-32 of each block of BLOCK_SIZE bytes, u32 big-endian; the file's last may be shorter.
+
+    marks: byte strings that are rare in this file, 2 to 8 bytes each, two at most. places: where they begin in this
+    chunk, MAX_MARKS at most, each as two u32 big-endian: the offset within the chunk, and the CRC-32 of the MARK_SPAN
+    bytes from there on. Sums and places are hints about where to look; what is found is checked by the chunk's hash.
+    """
+
+    id: int
+    sums: bytes
+    marks: list[bytes]
+    places: bytes
+
+
+class GetRanges(Message, frozen=True, tag="get-ranges"):
+    """Pieces of a file, each as (offset, length), answered by one Chunk with all of them one after the other.
+
+    Only with the feature `blocks`. At most MAX_RANGES, and CHUNK_SIZE bytes in all; none is empty, each begins where
+    the one before ends or later, and all lie inside the file.
+    """
+
+    id: int
+    path: bytes
+    version: bytes
+    ranges: list[tuple[int, int]]
+
+
 # ---- phase 8: what a mount asks ----------------------------------------------------------------------------------
 
 
@@ -477,13 +517,29 @@ class Times(Message, frozen=True, tag="times"):
         return self
 
 
-REQUESTS: Final = (Stat, List, Read, Ping, Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs, GetTimes)
-BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch, Watch, Look, StatFs, GetTimes)
+REQUESTS: Final = (
+    Stat,
+    List,
+    Read,
+    Ping,
+    Walk,
+    GetManifest,
+    GetChunk,
+    GetBatch,
+    GetBlocks,
+    GetRanges,
+    Watch,
+    Look,
+    StatFs,
+    GetTimes,
+)
+BULK_REQUESTS: Final = (Walk, GetManifest, GetChunk, GetBatch, GetBlocks, GetRanges, Watch, Look, StatFs, GetTimes)
 
 _ALL: Final[tuple[type[Message], ...]] = (
     *(Hello, Welcome, AuthPake, AuthPakeReply, AuthPakeConfirm, AuthCredential, Granted),
     *(Stat, StatReply, List, ListPart, Read, Data, Ping, Pong, Error, Goodbye),
     *(Walk, GetManifest, ManifestPart, GetChunk, Chunk, GetBatch, Batch),
+    *(GetBlocks, Blocks, GetRanges),
     *(Watch, Changed, Look, Looked, StatFs, StatFsReply),
     *(Trace, GetTimes, Times),
 )

@@ -53,12 +53,13 @@ from headrace.protocol.messages import (
 SPARSE: Final = "sparse"  # a chunk that lies in a hole may be answered without its zeros
 SEALED: Final = "sealed"  # from Granted on the stream uses the records of `sealed`; only offered over TCP
 BATCH: Final = "batch"  # many small files may be asked for in one request
+BLOCKS: Final = "blocks"  # what a chunk has in common with an older version may be found, and the rest asked for
 WATCH: Final = "watch"  # directories may be looked at, and the host says what changes in them
 STATFS: Final = "statfs"  # how full the host's disk is may be asked
 ZSTD: Final = "zstd"  # chunks and batches may come compressed where the client asks for it; not beside `clear`
 TRACE: Final = "trace"  # the client may say to which trace its requests belong
 TIMES: Final = "times"  # where the host's time went may be asked
-FEATURES: Final[tuple[str, ...]] = (SPARSE, BATCH, WATCH, STATFS, ZSTD, TRACE, TIMES)
+FEATURES: Final[tuple[str, ...]] = (SPARSE, BATCH, BLOCKS, WATCH, STATFS, ZSTD, TRACE, TIMES)
 MAX_FEATURES: Final = 64
 CLEAR: Final = "clear"  # chunks' bytes may come outside of those records; only together with `sealed`
 SEAL_SIZE: Final = 32  # bytes of the secret that each side contributes
@@ -382,7 +383,7 @@ def _in_phase(version: int, features: frozenset[str]) -> frozenset[str]:
     """The baseline stays plain: what belongs to bulk is left out of phase 7. And what is in the clear must lie between
     records that are not."""
     if version < PHASE_BULK:
-        return features - {SEALED, CLEAR, BATCH, WATCH, STATFS, ZSTD, TRACE, TIMES}
+        return features - {SEALED, CLEAR, BATCH, BLOCKS, WATCH, STATFS, ZSTD, TRACE, TIMES}
     if SEALED not in features:
         features -= {CLEAR}
     return features - {ZSTD} if CLEAR in features else features

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, MAX_HASHES, READ_SIZE
+from headrace.storage.blocks import BlockCache
 from headrace.storage.chunks import ZERO_HASH, chunk_count, chunk_range, hash_bytes, should_hash
 from headrace.storage.source import SourceFile
 
@@ -39,7 +40,8 @@ class HashCache:
 
     max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
     clock: what the times of files are compared with, in nanoseconds. store: opens the place where hashes outlive this
-    process; called when the first file comes that is kept there. `close` it then.
+    process; called when the first file comes that is kept there. `close` it then. blocks: what the chunks of files
+    that are being updated somewhere are made of, bounded on its own.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class HashCache:
         clock: Callable[[], int] = time.time_ns,
         store: Callable[[], HashStore] | None = None,
     ) -> None:
+        self.blocks = BlockCache()
         self._max = max_hashes
         self._clock = clock
         self._open_store = store
@@ -88,13 +91,17 @@ class HashCache:
         chunk so small that it is as quickly hashed again."""
         if not should_hash(*chunk_range(source.size, index)):
             return
-        st, now = os.fstat(source.fileno()), self._clock()
-        # A time in the future is no sign of youth: the next change would set it to the present.
-        if min(abs(now - st.st_mtime_ns), abs(now - st.st_ctime_ns)) < SETTLED:
+        if not self.settled(source):
             return
         self.put(source.version, source.size, index, hash)
         if store := self._kept_by(source):
             store.save(source.version, index, hash)
+
+    def settled(self, source: SourceFile) -> bool:
+        """Whether the file is old enough to be known by its version."""
+        st, now = os.fstat(source.fileno()), self._clock()
+        # A time in the future is no sign of youth: the next change would set it to the present.
+        return min(abs(now - st.st_mtime_ns), abs(now - st.st_ctime_ns)) >= SETTLED
 
     def _kept_by(self, source: SourceFile) -> HashStore | None:
         """The store, unless the file is so small that it comes in batches: those have a hash of their own."""

@@ -166,6 +166,13 @@ class Partial:
             if self._noting:
                 self._arrivals.append(hash)
 
+    def holds(self, index: int, hash: bytes, buffer: memoryview) -> bool:
+        """Whether the part file has a chunk with this hash where chunk `index` belongs. buffer: of CHUNK_SIZE bytes."""
+        offset, length = chunk_range(self.size, index)
+        with local_errors("read", self._name):
+            piece = buffer[:length]
+            return self._io.read_into(self._fd, piece, offset) == length and hash_bytes(piece) == hash
+
     def arrivals(self, *, more: bool) -> list[bytes]:
         """The hashes of the chunks committed since it was last called. more: whether to note those to come."""
         with self._lock:
