@@ -60,16 +60,18 @@ def test_from_end_to_end(piece: int) -> None:
     assert got == NOISE
 
 
-def test_a_random_read_fetches_a_fragment_and_a_second_one_nearby_the_block() -> None:
+def test_a_random_read_fetches_a_fragment_and_a_third_one_nearby_the_block() -> None:
     link = ScriptedLink(NOISE)
     file = opened(link)
     at = 9 * BLOCK
     assert file.read(at + 20_000, 4096, soon()) == NOISE[at + 20_000 : at + 24_096]
     assert link.asked == [(at + FRAGMENT, FRAGMENT)]
     file.read(at + 3 * FRAGMENT, 4096, soon())
-    assert link.asked[1:] == [(at, BLOCK)]
+    assert link.asked[1:] == [(at + 3 * FRAGMENT, FRAGMENT)]
     file.read(at + 5 * FRAGMENT, 4096, soon())
-    assert len(link.asked) == 2
+    assert link.asked[2:] == [(at, BLOCK)]
+    file.read(at + 7 * FRAGMENT, 4096, soon())
+    assert len(link.asked) == 3
 
 
 def test_what_was_read_once_is_not_asked_for_again() -> None:

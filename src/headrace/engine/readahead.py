@@ -32,6 +32,7 @@ MOST_LANES: Final = 4
 CHUNK_SECONDS: Final = 0.3  # how long one chunk may take at the rate of late: who waits for a part of it waits for all
 WINDOW_SECONDS: Final = 4.0
 REMEMBERED: Final = 1024  # blocks of which a fragment was read
+SPARSE: Final = 2  # fragments of a block; the next read there is given all of it, which takes as long as three
 
 Extent = tuple[int, int]  # offset, length
 
@@ -119,16 +120,17 @@ class ReadAhead:
         self._ahead = 0  # up to where was asked for
         self._began_ahead = 0  # where the reading ahead of this run began
         self._doubt = 0  # how often it was for nothing of late
-        self._touched: OrderedDict[int, None] = OrderedDict()
+        self._touched: OrderedDict[int, int] = OrderedDict()  # fragments, by block
 
     def unit(self, offset: int, length: int, path: Path = UNKNOWN) -> int:
         """In what pieces a read is to be fetched that nothing cached answers: FRAGMENT or BLOCK."""
         if self._size <= BLOCK or length >= LARGE or self.window or path.far:
             return BLOCK
         block = offset // BLOCK
-        if block in self._touched:
+        fragments = self._touched.get(block, 0)
+        if fragments == SPARSE:
             return BLOCK
-        self._touched[block] = None
+        self._touched[block] = fragments + 1
         if len(self._touched) > REMEMBERED:
             self._touched.popitem(last=False)
         return FRAGMENT

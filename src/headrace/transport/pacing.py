@@ -101,7 +101,10 @@ class Bucket:
 
 
 class Pace:
-    """Several limits at once: those of everybody and of one peer, say. A stream asks this."""
+    """Several limits at once: those of everybody and of one peer, say. A stream asks this.
+
+    Buckets without a limit, the usual ones, are not called: a small request asks four times.
+    """
 
     def __init__(self, *buckets: Bucket) -> None:
         self._buckets = buckets
@@ -113,6 +116,11 @@ class Pace:
 
     def grant(self, wanted: int) -> int:
         """As Bucket.grant: what every limit allows."""
+        for bucket in self._buckets:
+            if bucket._rate is not None:
+                break
+        else:
+            return wanted
         portion = self.portion(wanted)
         self.pay(portion)
         return portion
@@ -120,16 +128,20 @@ class Pace:
     def portion(self, wanted: int) -> int:
         """As Bucket.portion: the smallest of them."""
         for bucket in self._buckets:
-            wanted = bucket.portion(wanted)
+            if bucket._rate is not None:
+                wanted = bucket.portion(wanted)
         return wanted
 
     def pay(self, count: int) -> None:
         """As Bucket.pay, to each."""
         for bucket in self._buckets:
-            bucket.pay(count)
+            if bucket._rate is not None:
+                bucket.pay(count)
 
     def refund(self, unused: int) -> None:
         """As Bucket.refund."""
+        if not unused:
+            return
         for bucket in self._buckets:
             bucket.refund(unused)
 
