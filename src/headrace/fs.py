@@ -349,7 +349,7 @@ class HeadraceFile(io.RawIOBase):
         return self.read()
 
     def _read(self, size: int) -> bytes | memoryview:
-        """A large piece from elsewhere is somebody's column and comes as it is. What follows on it may be read ahead."""
+        """A large piece from elsewhere is a column, and comes as it is. What follows on it may be read ahead."""
         self._check_open()
         start, size = self._position, max(0, min(size, self.size - self._position))
         found: bytes | memoryview

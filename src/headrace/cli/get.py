@@ -57,6 +57,7 @@ def get(
     buffers: int,
     io: str,
     compress: int,
+    fsync: str,
 ) -> int:
     """Fetch a file or a tree. Run it again to resume.
 
@@ -97,6 +98,7 @@ def get(
             buffers=buffers,
             io=io,
             compress=compress,
+            fsync=fsync != "off",
         )
         show: _Show = _Json(events) if events else _Human(quiet=common.quiet)
         try:

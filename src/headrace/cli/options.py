@@ -327,6 +327,13 @@ RETRY_FOR: Final = _option(
     help="How long to try again when the host is gone in the middle of a transfer; 0 gives up at once.",
 )
 
+FSYNC: Final = _option(
+    "--fsync",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="auto: what came is on disk before it counts as done. off: faster on slow disks; a power cut may undo it.",
+)
 LONG: Final = _option("-l", "--long", is_flag=True, help="Mode, size and time as well.")
 RECURSIVE: Final = _option("-R", "--recursive", is_flag=True, help="Everything below as well.")
 OFFSET: Final = _option("--offset", type=click.IntRange(min=0), default=0, metavar="N", help="Start at this byte.")
@@ -424,7 +431,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     ),
     "ls": (LONG, RECURSIVE, *_REACH, JSON, *_LOGS),
     "get": (
-        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
+        *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, FSYNC, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
         *(*_REACH, IO, DATA_PLANE, COMPRESS, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, *_WATCHED, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),

@@ -49,6 +49,7 @@ __all__ = ["GetOptions", "GetResult", "Links", "Transfer"]
 
 SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
 QUIC_CEILING: Final = 60e6  # bytes a second; where TCP is faster than this, QUIC cannot win from Python
+FLUSHED_SINGLY: Final = 256  # files; where there are more, all of the file system is flushed at once
 RETRY_PAUSE: Final = 0.2  # seconds before a file that changed is looked at again, times the attempt
 
 Event = dict[str, Any]
@@ -107,6 +108,7 @@ class Transfer:
         self._outage = Outage(on_event, self._stopped, limit=options.retry_for)
         self._worst: HeadraceError | None = None
         self._lanes = 0
+        self._written: list[RelPath] = []  # not all of them once there are more than FLUSHED_SINGLY
         self.pool: StreamPool | None = None  # once chunks are fetched
 
     def run(self) -> GetResult:
@@ -133,7 +135,9 @@ class Transfer:
         try:
             if not self._options.dry_run or place.root.is_dir():
                 create = not self._options.dry_run
-                self._destination = Destination.open(place.root, create, self._io, mode=place.mode)
+                self._destination = Destination.open(
+                    place.root, create, self._io, mode=place.mode, durable=self._options.fsync
+                )
             planner = Planner(
                 self._session, self._source, self._destination, self._options, self.progress, self, self._outage
             )
@@ -267,6 +271,8 @@ class Transfer:
         if fetcher.failure:
             raise fetcher.failure
         planner.finish(entry, created=place.created)
+        if self._options.fsync and self._written:
+            self._destination.settle(self._written if len(self._written) <= FLUSHED_SINGLY else None)
 
     def _keep(self, job: Job, st: os.stat_result, chunks: Callable[[], Iterable[tuple[int, int, bytes]]]) -> None:
         """A file of several chunks is there: the next copy of it need not be fetched."""
@@ -326,6 +332,8 @@ class Transfer:
     # ---- engine.fetch.Reports and client.plan.Told ----------------------------------------------------------------
 
     def fetched(self, jobs: Sequence[Job]) -> None:
+        if len(self._written) <= FLUSHED_SINGLY:
+            self._written += [job.dest for job in jobs[: FLUSHED_SINGLY + 1]]
         self._tell_files(jobs, "fetched")
 
     def same(self, jobs: Sequence[Job]) -> None:

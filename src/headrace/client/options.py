@@ -35,6 +35,9 @@ class GetOptions:
     came is remembered for that. Without it TLS alone protects what comes, so it goes with `tls` only.
     cache_entries: chunks that the index remembers at most; None for the default.
 
+    fsync: what came is on disk before the transfer says that it is done, and a file of several chunks before it gets
+    its name. Without it a power cut can take what was done, and leave such a file with zeros.
+
     compress: -1 has the host compress where that is faster, 0 never, 1 to 19 always, at that level of zstd. Chunks in
     the clear are never compressed.
     """
@@ -54,6 +57,7 @@ class GetOptions:
     content_addressing: bool = True
     cache_entries: int | None = None
     compress: int = HOST_DECIDES
+    fsync: bool = True
 
     def __post_init__(self) -> None:
         """Words become what they mean; UsageError for one that means nothing, never a silent default."""

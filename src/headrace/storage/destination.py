@@ -26,12 +26,14 @@ from headrace.storage.chunks import chunk_range, hash_bytes
 from headrace.storage.dirs import DirCache, raise_in_the_way
 from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import cut, is_inflight_name, part_names
+from headrace.storage.libc import sync_filesystem
 from headrace.storage.oserrors import label, local_error, local_errors
 from headrace.storage.partial import Partial, forget_leftover, write_whole
 from headrace.storage.posix import POSIX
 from headrace.storage.rawio import stamp
 from headrace.storage.small import Nameless, SmallWriter
 
+_NOT_OURS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
 _MAX_COPIES: Final = 9999
@@ -45,10 +47,12 @@ class Destination:
     Paths name something below the root unless said otherwise; the root itself is a ValueError then.
     """
 
-    def __init__(self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False) -> None:
+    def __init__(self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False, durable: bool = False) -> None:
         """Takes `root_fd` over. io: how contents are read and written; it stays the caller's. fresh: the root is new,
-        so nothing is in it but what comes by this object."""
+        so nothing is in it but what comes by this object. durable: a file of several chunks is on disk before it gets
+        its name; see `settle` for the others."""
         self._io = io
+        self._durable = durable
         self.fresh = fresh
         self._nameless = Nameless()
         self._dirs = DirCache(root_fd)
@@ -56,7 +60,15 @@ class Destination:
         self._claiming = threading.Lock()
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], create: bool, io: FileIO = POSIX, *, mode: int = 0o777) -> Self:
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        create: bool,
+        io: FileIO = POSIX,
+        *,
+        mode: int = 0o777,
+        durable: bool = False,
+    ) -> Self:
         """The folder `root`, which may be reached through symlinks: that is the user's own choice.
 
         create: make it, and those above it, if missing; else NotFoundError. mode: its permissions at the most when
@@ -66,7 +78,8 @@ class Destination:
             fresh = create and not os.path.lexists(root)
             if create:
                 os.makedirs(root, mode & 0o777 | 0o700, exist_ok=True)
-            return cls(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), io, fresh=fresh)
+            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return cls(fd, io, fresh=fresh, durable=durable)
         except (FileExistsError, NotADirectoryError) as why:
             raise DestinationExistsError(f"{label(root)}, or something above it, is not a folder") from why
         except FileNotFoundError as why:
@@ -188,9 +201,11 @@ class Destination:
     def partial(self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool) -> Partial:
         """The file in flight for `path`: see Partial.open. It outlives this object's descriptors."""
         with self.parent(path) as fd:
-            return Partial.open(
+            found = Partial.open(
                 fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse, io=self._io
             )
+            found.durable = self._durable
+            return found
 
     def forget_partial(self, path: RelPath) -> None:
         """Removes what an earlier run left in flight for `path`, if it can; not what another headrace is writing.
@@ -258,6 +273,39 @@ class Destination:
                 raise NotFoundError(f"there is no {label(path)} here any more", hint="") from why.__cause__
             raise
 
+    def settle(self, written: Sequence[RelPath] | None) -> None:
+        """What was written is on disk when this returns, names included. written: those files; None: too many to tell,
+        and all of the file system is flushed, whoever wrote it.
+
+        Raises LocalDiskError: the disk did not take it, so nothing may be said to be done.
+        """
+        with local_errors("flush to the disk", "what was written"):
+            with self._dirs.open(ROOT, make=False) as root:
+                if written is None:
+                    sync_filesystem(root)
+                    return
+                os.fsync(root)
+            for path in written:
+                self._settle_file(path)
+            for folder in _folders_of(written):
+                with contextlib.suppress(NotFoundError, FileNotFoundError), self._dirs.open(folder, make=False) as fd:
+                    os.fsync(fd)
+
+    def _settle_file(self, path: RelPath) -> None:
+        """One that is gone again, or is something else by now, is not ours to flush."""
+        try:
+            with self._dirs.open(path.parent, make=False) as above:
+                fd = os.open(path.name, _FILE_FLAGS, dir_fd=above)
+        except OSError as why:
+            if why.errno in _NOT_OURS:
+                return
+            raise
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def free_name(self, path: RelPath) -> RelPath:
         """`path` if nothing is there, else the first of `NAME (1).ext`, `NAME (2).ext`, … that is free.
 
@@ -304,3 +352,14 @@ def _replace_link(fd: int, path: RelPath, target: bytes) -> None:
             raise DestinationExistsError(f"a folder is in the way of {label(path)}") from why
         raise_in_the_way(why, path)
         raise
+
+
+def _folders_of(paths: Sequence[RelPath]) -> set[RelPath]:
+    """Every folder that one of them lies in, at any depth; not the root."""
+    found: set[RelPath] = set()
+    for path in paths:
+        folder = path.parent
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.parent
+    return found

@@ -28,6 +28,23 @@ def function(name: str, *arguments: Any) -> Callable[..., int] | None:
 _renameat2 = function("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
+_syncfs = function("syncfs", ctypes.c_int)
+
+
+def sync_filesystem(fd: int) -> None:
+    """Everything that was written to the file system of `fd` is on its disk when this returns. OSError says why not.
+
+    Where the system cannot do that for one file system, it is done for all.
+    """
+    if _syncfs is None:
+        os.sync()
+        return
+    code = _call(_syncfs, fd)
+    if code in _UNSUPPORTED:
+        os.sync()
+    elif code:
+        raise OSError(code, os.strerror(code))
+
 
 def _call(function: Callable[..., int], *arguments: Any) -> int:
     """0, or the errno. Tries again when a signal came in between; Python's own handlers run then."""

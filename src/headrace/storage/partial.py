@@ -71,6 +71,7 @@ class Partial:
         self._reserved = 0
         self._arrivals: list[bytes] = []
         self._noting = False
+        self.durable = False  # whether `finish` has the file on disk before it gives it its name
 
     @classmethod
     def open(
@@ -204,7 +205,10 @@ class Partial:
             raise ValueError("chunks are missing")
         with local_errors("write", self._name):
             stamp(self._fd, mode, mtime_ns)
-            # An fsync of the file (and, after the rename, of the folder) would go here.
+            if self.durable:
+                # Space was reserved: after a power cut in between there would be a file of the right size and time that
+                # holds zeros, and the next run would take it for the same.
+                os.fsync(self._fd)
             _rename(self._parent_fd, self._part, self._name, replace=replace)
             st = os.fstat(self._fd)
         # After the rename: the other way round, a kill in between would leave a whole file that nothing vouches for.
