@@ -168,8 +168,11 @@ def compare(
     folder: Path,
     check: Callable[[Path], None],
     tell: Callable[[str], None] = lambda line: None,
+    again: bool = False,
 ) -> list[Result]:
     """Copies `source` with every peer in turn, round after round, after one round that is not counted.
+
+    again: what each peer copied in the first round stays, so that it finds everything there in those that count.
 
     amount: what rates are counted in. folder: an existing one for the copies. check: raises DifferentError when the
     path is no true copy. A peer that cannot start gets a result that says why; any later failure ends it all.
@@ -192,7 +195,7 @@ def compare(
             for peer, result in zip(peers, results, strict=True):
                 if result.missing:
                     continue
-                sample = _copy(peer, source.name, folder, size, check)
+                sample = _copy(peer, source.name, folder, size, check, again=again)
                 tell(f"  {peer.name:<16}{sample.seconds:8.2f} s")
                 if number:
                     result.samples.append(sample)
@@ -213,10 +216,14 @@ def touch_memory(folder: Path, size: int) -> None:
     (folder / "touch").unlink()
 
 
-def _copy(peer: Peer, name: str, folder: Path, size: int, check: Callable[[Path], None]) -> Sample:
-    dest = folder / "copies"
-    shutil.rmtree(dest, ignore_errors=True)
-    dest.mkdir()
+def _copy(
+    peer: Peer, name: str, folder: Path, size: int, check: Callable[[Path], None], *, again: bool = False
+) -> Sample:
+    """again: into what an earlier run of this peer left, which stays."""
+    dest = folder / (f"copies-of-{peer.name}" if again else "copies")
+    if not again:
+        shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir(exist_ok=again)
     try:
         peer.before_run()
         touch_memory(folder, size)
@@ -226,5 +233,6 @@ def _copy(peer: Peer, name: str, folder: Path, size: int, check: Callable[[Path]
         why.add_note(f"in the case {peer.name}")
         raise
     finally:
-        shutil.rmtree(dest, ignore_errors=True)
+        if not again:
+            shutil.rmtree(dest, ignore_errors=True)
     return sample

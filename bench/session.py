@@ -86,8 +86,10 @@ def measure(
     rounds: int,
     title: str,
     json: Path | None = None,
+    again: bool = False,
 ) -> list[Result]:
-    """Compares the cases `only` at copying `source`; prints the table and its notes. folder: an existing one.
+    """Compares the cases `only` at copying `source`; prints the table and its notes. folder: an existing one. again:
+    to where each has copied it already.
 
     Raises BenchError when a case could be started and then failed.
     """
@@ -100,6 +102,7 @@ def measure(
         folder=folder,
         check=checker(source),
         tell=report.tell,
+        again=again,
     )
     notes = [*NOTES, LIMIT_NOTE, f"Rounds in turn: {rounds}, after one that is not counted. Every copy was checked."]
     print(f"\n{title}\n{report.machine_line(facts)}\n")

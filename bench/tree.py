@@ -25,15 +25,17 @@ def _options() -> argparse.Namespace:
     parser = session.parser("Copies a tree of small files with each program in turn.", rounds=3, cases=CASES)
     parser.add_argument("--files", type=session.positive, default=20_000, help="how many (default %(default)s)")
     parser.add_argument("--size", type=parse_size, default=10 << 10, help="of each: 10k (default 10k)")
+    parser.add_argument("--again", action="store_true", help="to where each has copied it already: nothing changed")
     parser.add_argument("--site-packages", action="store_true", help="this environment's site-packages instead")
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> list[Result]:
-    """options: files, size, site_packages, only, rounds, folder, json, as the command line gives them."""
+    """options: files, size, again, site_packages, only, rounds, folder, json, as the command line gives them."""
     packages = Path(sysconfig.get_path("purelib"))
     files, size = tree_size(packages) if options.site_packages else (options.files, options.files * options.size)
-    with workspace(3 * (size + files * BLOCK), options.folder) as folder:
+    copies = len(options.only) + 1 if options.again else 2
+    with workspace((copies + 1) * (size + files * BLOCK), options.folder) as folder:
         source = folder / "source" / "tree"
         report.tell(f"writing {files:,} files to {folder}")
         if options.site_packages:
@@ -50,7 +52,8 @@ def run(options: argparse.Namespace) -> list[Result]:
             amount=files,
             unit=report.FILES,
             rounds=options.rounds,
-            title=f"{files:,} files, {size / 1e6:,.0f} MB, {what}, in {folder.parent}",
+            title=f"{files:,} files, {size / 1e6:,.0f} MB, {what}, in {folder.parent}{', again' * options.again}",
+            again=options.again,
             json=options.json,
         )
 
