@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.observe import bottleneck
@@ -41,6 +41,7 @@ def test_bytes_that_were_on_the_way_are_the_networks():
     assert found and found.bottleneck == bottleneck.NETWORK
 
 
+@settings(max_examples=40)
 @given(spent, spent, seconds)
 def test_the_shares_are_the_whole(here, there, passed):
     found = explain(here, there, passed)

@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "cache": Listed("What lies on this machine's disks already, and is not fetched again."),
     "status": Listed("What runs on this machine: shares, their peers, transfers, rates; and new limits for them."),
     "peers": Listed("The hosts and peers this machine knows, and how to forget one."),
+    "alerts": Listed("Alert rules for Prometheus, and a dashboard for Grafana."),
     "completion": Listed("Print a shell's completion script."),
 }
 ALIASES: Final = {alias: name for name, listed in COMMANDS.items() for alias in listed.aliases}

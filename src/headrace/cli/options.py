@@ -254,6 +254,7 @@ TRACE: Final = _option(
     metavar="FILE",
     help="Append spans to this file, one JSON object each.",
 )
+DASHBOARD: Final = _option("--dashboard", is_flag=True, help="The dashboard for Grafana instead, as JSON.")
 
 PORT: Final = _option(
     "--port",
@@ -444,6 +445,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "status": (WATCH, LAN, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
     "peers": (JSON, *_LOGS),
     "doctor": (*_REACH, JSON, *_LOGS),
+    "alerts": (DASHBOARD, *_LOGS),
 }
 
 

@@ -129,6 +129,7 @@ FAMILIES: Final = (
         "counter",
         "Lookups in caches: a share's hashes, a mount's memory.",
         {"tier": TIERS, "result": ("hit", "miss")},
+        ("share", "mount"),
     ),
     Family("io_backend", "gauge", "1 for how files are read and written, 0 for the others.", {"backend": BACKENDS}),
     Family("io_wanted", "counter", "Times that io_uring was wanted."),
