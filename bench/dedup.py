@@ -5,6 +5,7 @@
   first           by a client that knows nothing
   full index      by a client whose index is full of chunks of other files: what looking in vain costs
   no index        with --no-content-addressing, which leaves out hashing as well
+  again           by the first client once more, to where it is already
   second          by the first client once more, to another name
   a tenth changed the same, with other bytes in one chunk of ten
   cp              from the first copy, without headrace: what copying on this disk takes
@@ -37,7 +38,7 @@ from headrace.storage.index import DEFAULT_ENTRIES, ChunkIndex
 
 TIMEOUT: Final = 300.0
 PER_FILE: Final = 1000  # chunks of each file that the full index knows
-CASES: Final = ("first", "full index", "no index", "second", "a tenth changed", "cp")
+CASES: Final = ("first", "full index", "no index", "again", "second", "a tenth changed", "cp")
 
 
 def main() -> int:
@@ -111,6 +112,7 @@ def one_round(peer: Headrace, folder: Path, entries: int) -> Iterator[tuple[str,
     yield get("full index", full, "file", "other", *roomy)
     yield get("first", own, "file", "copy")
     yield get("no index", own, "file", "other", "--no-content-addressing")
+    yield get("again", own, "file", "copy")
     yield get("second", own, "file", "other")
     yield get("a tenth changed", own, "changed", "other")
     started = time.monotonic()
