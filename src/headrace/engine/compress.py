@@ -38,11 +38,12 @@ WORTH: Final = 0.85  # of the time that a piece takes as it is; what gains less 
 NEARLY: Final = 1.05  # times the least time: a lower level that takes no longer than this is preferred
 
 # (speed, ratio beside that of level 1), as found on source text and programs on one core of the machine of our other
-# figures. Speeds are measured anew as pieces are compressed.
+# figures. How much faster or slower a machine is now is measured as pieces are compressed.
 LEVELS: Final[Mapping[int, tuple[float, float]]] = {1: (250e6, 1.0), 3: (140e6, 0.9), 6: (55e6, 0.82), 9: (33e6, 0.8)}
 
 _START_RATIO: Final = 0.5  # of level 1, for a file of which nothing is known
-_WEIGHT: Final = 0.25  # of the latest measurement
+_WEIGHT: Final = 0.25  # of the latest ratio
+_SLOWLY: Final = 1 / 16  # of the latest time: on a busy machine some take long, and count as long as they took
 _FORGET: Final = 1 / 32  # of the way back to what was expected, for each piece that is not tried
 _SAMPLES: Final = 16
 _SAMPLE: Final = 256  # bytes each; 4 KiB are counted in 0.1 ms
@@ -109,7 +110,7 @@ class Compressors:
         self.most = most
         self._clock = clock
         self._lock = threading.Lock()
-        self._speeds = {level: speed for level, (speed, _) in LEVELS.items()}
+        self._slowness = 1.0  # times as long as LEVELS says
         self._free = threading.BoundedSemaphore(AT_ONCE)
         self._idle: list[tuple[int, zstandard.ZstdCompressor]] = []  # by level; the last one used comes last
         self._made = 0  # of them, those in use included
@@ -118,11 +119,12 @@ class Compressors:
         """The level with which a piece arrives soonest, or nearly; None: as it is. ratio: what level 1 would make of
         it."""
         with self._lock:
-            costs = {
-                level: 1 / speed + ratio * LEVELS[level][1] / link
-                for level, speed in self._speeds.items()
-                if level <= self.most
-            }
+            slowness = self._slowness
+        costs = {
+            level: slowness / speed + ratio * beside / link
+            for level, (speed, beside) in LEVELS.items()
+            if level <= self.most
+        }
         least = min(costs.values())
         if least > WORTH / link:
             self._forget()
@@ -143,14 +145,13 @@ class Compressors:
         # What cannot be compressed is passed over quickly, and says nothing about what can.
         if fits and level in LEVELS and seconds > 0:
             with self._lock:
-                self._speeds[level] += _WEIGHT * (len(data) / seconds - self._speeds[level])
+                self._slowness += _SLOWLY * (seconds / len(data) * LEVELS[level][0] - self._slowness)
         return length if fits else None
 
     def _forget(self) -> None:
         """A machine that was busy is not busy for ever."""
         with self._lock:
-            for level, (speed, _) in LEVELS.items():
-                self._speeds[level] += _FORGET * (speed - self._speeds[level])
+            self._slowness += _FORGET * (1.0 - self._slowness)
 
     @contextlib.contextmanager
     def _compressor(self, level: int) -> Iterator[zstandard.ZstdCompressor]:
@@ -189,6 +190,7 @@ class FileCompressor:
         self._failed = 0  # tries in a row that saved too little
         self._pause = 0  # pieces still to be sent as they are
         self._paused: Reason = "little"
+        self._going_well = False  # the last piece was worth it: trying the next one costs less than looking at it
 
     def declines(self, length: int, asked: int, link: float | None) -> Reason | None:
         """Why the next `length` bytes go as they are, where that is known before anybody looks at them. None: `pack`
@@ -217,12 +219,13 @@ class FileCompressor:
         level = self._level(asked, link)
         if level is None:
             return data, "link"
-        if entropy(data) > MAX_ENTROPY:
+        if not self._going_well and entropy(data) > MAX_ENTROPY:
             return data, self._in_vain("entropy")
         length = self._compressors.pack_into(data, room[: int(len(data) * (1 - MIN_SAVED))], level)
         if length is None:
             return data, self._in_vain("little")
         self._failed = 0
+        self._going_well = True
         beside = LEVELS[level][1] if level in LEVELS else 1.0
         self._ratio += _WEIGHT * (min(1.0, length / len(data) / beside) - self._ratio)
         return room[:length], ZSTD_PACKED
@@ -230,6 +233,7 @@ class FileCompressor:
     def _in_vain(self, reason: Reason) -> Reason:
         self._pause = min(MAX_PAUSE, 1 << self._failed)
         self._failed = min(self._failed + 1, 16)
+        self._going_well = False
         self._paused = reason
         return reason
 

@@ -173,9 +173,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    packing = None
-    if share.compressors and ZSTD in agreed.features:
-        packing = Packing(share.compressors, messages, near=is_local(address))
+    packing = _packing(messages, share, agreed, address)
     handler = RequestHandler(
         *(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing),
         times=lambda: (ledger.spent(), min(filter(None, (share.limit.rate, share.registry.limits.rate)), default=0.0)),
@@ -200,6 +198,14 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
             share.on_event(
                 {"event": "peer", "state": "gone", "agent": agreed.agent, "protocol": agreed.version, **peer}
             )
+
+
+def _packing(messages: MessageStream, share: Share, agreed: Agreed, address: str) -> Packing | None:
+    if share.compressors is None or ZSTD not in agreed.features:
+        return None
+    stream = messages.stream
+    near = stream.near if isinstance(stream, TcpStream) else is_local(address)
+    return Packing(share.compressors, messages, near=near)
 
 
 def _tell(messages: MessageStream, error: HeadraceError) -> None:

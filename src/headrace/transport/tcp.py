@@ -271,9 +271,14 @@ class TcpStream:
             return None
         return _U32.unpack_from(info, offset)[0] if len(info) >= offset + _U32.size else None
 
+    @property
+    def near(self) -> bool:
+        """Whether the peer is on this machine. OSError where it is gone."""
+        return is_loopback(self._sock)
+
     def shaper(self) -> Shaper | None:
         """By which whoever sends bulk keeps the path's queue short. None on loopback and where the system lacks it."""
-        return None if is_loopback(self._sock) else shaper(self._sock)
+        return None if self.near else shaper(self._sock)
 
     @property
     def closed(self) -> bool:
@@ -331,7 +336,8 @@ def tune(sock: socket.socket, *, loopback: bool) -> None:
 
 def is_loopback(sock: socket.socket) -> bool:
     """Whether the peer is on this machine."""
-    return is_local(str(sock.getpeername()[0]))
+    peer = str(sock.getpeername()[0])
+    return is_local(peer) or peer == sock.getsockname()[0]
 
 
 def is_local(address: str) -> bool:
