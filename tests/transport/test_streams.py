@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import pytest
 
@@ -582,6 +583,25 @@ def test_sockets_are_tuned_for_bulk() -> None:
     tcp.tune(far, loopback=False)  # where the kernel has no BBR this changes nothing, and does not fail
     near.close()
     far.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "near"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True),
+        ("::1", "::1", True),
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.8", False),
+        ("2001:db8::7", "2001:db8::8", False),
+    ],
+)
+def test_a_peer_on_this_machine(peer: str, own: str, near: bool) -> None:
+    """By whichever of its addresses."""
+    sock = mock.Mock(
+        family=socket.AF_INET6, **{"getpeername.return_value": (peer, 1), "getsockname.return_value": (own, 2)}
+    )
+    assert tcp.is_loopback(sock) == near
 
 
 def test_an_identity_file_is_what_the_server_context_takes(tmp_path: Path) -> None:

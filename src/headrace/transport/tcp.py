@@ -336,6 +336,8 @@ def tune(sock: socket.socket, *, loopback: bool) -> None:
 
 def is_loopback(sock: socket.socket) -> bool:
     """Whether the peer is on this machine."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return True
     peer = str(sock.getpeername()[0])
     return is_local(peer) or peer == sock.getsockname()[0]
 
