@@ -30,6 +30,7 @@ from headrace.storage.blockcache import BlockCache, DiskFile
 log = logging.getLogger("headrace.blocks")
 
 DEFAULT_RAM: Final = 256 * MIB
+LARGE_READ: Final = MIB  # bytes; what somebody waits for goes by a lane for small reads unless it is more
 TICK: Final = 0.2  # seconds between two looks at the clock of who waits for somebody else's fetch
 RTT_EVERY: Final = 5.0  # seconds between two looks at the round trip time, after the first ones
 RTT_FIRST: Final = 32
@@ -268,28 +269,31 @@ class BlockFile:
             unit = self._ahead.unit(offset, end - offset, self._reader.path)
         pieces = []
         position = offset
+        # Where a round trip is long, others fetch what comes next meanwhile. Else they would only be in the way.
+        far = self._reader.path.far
+        if far:
+            self._read_ahead(offset, end)
         while position < end:
-            span = self._have(position, end, unit, deadline, first=position == offset)
+            span = self._have(position, end, unit, deadline)
             view = span.view
             assert view is not None
             pieces.append(view[position - span.offset : end - span.offset])
             position = min(end, span.end)
+        if not far:
+            self._read_ahead(offset, end)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _have(self, position: int, end: int, unit: int, deadline: float, *, first: bool) -> Span:
+    def _have(self, position: int, end: int, unit: int, deadline: float) -> Span:
         """The span that holds `position`, once it is there."""
         reader = self._reader
         while True:
             span, mine = reader.ram.claim(self._file, position, self._want(position, end, unit), must=True)
             assert span is not None
-            if first:  # now: while this thread waits for its bytes, others fetch what comes after them
-                first = False
-                self._read_ahead(position, end)
             if mine:
                 with self._lock:  # it may have been asked for before, and not have come
                     self._ahead.retreat(span.end)
             if mine or reader.ahead.steal(span):
-                reader.fill(self, span, deadline, bulk=span.length > BLOCK)
+                reader.fill(self, span, deadline, bulk=span.length > LARGE_READ)
                 return span
             if span.view is not None:
                 reader.ram.used(span)

@@ -199,7 +199,7 @@ class ReadAhead:
         extents = []
         until = min(self._size, self._front + self.window)
         while self._ahead < until:
-            length = min(_aligned(self._ahead, min(path.chunk, max(BLOCK, self.window // 4))), self._size - self._ahead)
+            length = min(_aligned(self._ahead, min(path.chunk, max(BLOCK, self.window // 2))), self._size - self._ahead)
             extents.append((self._ahead, length))
             self._ahead += length
         return extents
