@@ -39,6 +39,7 @@ class Names:
         self.listing: tuple[Entry, ...] | None = None
         self.error: HeadraceError | None = None
         self.deadlines: list[float] = []
+        self.doubted: list[RelPath] = []
 
     def stat(self, path: RelPath, deadline: float) -> Entry:
         self.deadlines.append(deadline)
@@ -60,14 +61,19 @@ class Names:
     def statfs(self, deadline: float) -> None:
         return None
 
+    def doubt(self, path: RelPath) -> None:
+        self.doubted.append(path)
+
 
 class File:
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.closed = False
         self.error: HeadraceError | None = None
+        self.deadlines: list[float] = []
 
     def read(self, offset: int, length: int, deadline: float) -> memoryview:
+        self.deadlines.append(deadline)
         if self.error:
             raise self.error
         return memoryview(self.content)[offset : offset + length]
@@ -198,6 +204,7 @@ def test_errors_have_numbers_and_are_counted(error, number):
     assert error_of(kernel.read, handle, 0, 5) == number
     assert error_of(kernel.open, 1, Op.OPENDIR) == number
     assert kernel.fs.errors == {error.code: 3}
+    assert names.doubted == ([RelPath((b"f",))] if isinstance(error, SourceChangedError) else [])
 
 
 def test_every_call_has_the_same_time():
@@ -222,6 +229,19 @@ def test_reading():
     assert kernel.opened[0].closed and kernel.fs.handles == 0
     assert error_of(kernel.read, handle, 0, 1) == errno.EBADF
     assert error_of(kernel.read, 77, 0, 1) == errno.EBADF
+
+
+def test_the_kernel_s_second_try_does_not_wait_once_more():
+    kernel = Kernel(Names(file(b"f")))
+    handle, _ = kernel.open(kernel.lookup(b"f")[0])
+    (opened,) = kernel.opened
+    opened.error = HostAwayError("gone")
+    assert error_of(kernel.read, handle, 0, 5) == errno.EIO
+    kernel.now = 0.1
+    assert error_of(kernel.read, handle, 0, 5) == errno.EIO
+    kernel.now = 5.0
+    assert error_of(kernel.read, handle, 0, 5) == errno.EIO
+    assert opened.deadlines == [TIMEOUT, pytest.approx(0.1), 5.0 + TIMEOUT]
 
 
 def test_debug_io_keeps_the_kernel_from_caching():

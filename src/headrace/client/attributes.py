@@ -162,6 +162,14 @@ class Attributes:
         self._space = reply, asked
         return reply
 
+    def doubt(self, path: RelPath) -> None:
+        """What is at `path` was found to be something else than its entry says: it is asked for anew."""
+        with self._lock:
+            told = self._change(path, moved=False)
+        for callback in self._callbacks:
+            for doubted in told:
+                callback(doubted)
+
     def close(self) -> None:
         """Ends the watch, and keeps what is to be kept. May be called again."""
         if self._watching:

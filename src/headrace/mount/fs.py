@@ -41,6 +41,7 @@ TIMEOUT: Final = 30.0  # seconds that one call may take
 # when the host is asked. While the host tells of changes they are passed on, and the time is only the last resort.
 BRIEF: Final = 1
 LONG: Final = 10
+AGAIN: Final = 0.5  # seconds after a read that took too long, in which one of the same handle does not wait
 BLOCK: Final = 4096  # bytes; st_blksize and f_bsize
 _TYPES: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK, "o": stat.S_IFSOCK}
 _LINK_MODE: Final = 0o777
@@ -81,6 +82,7 @@ class Names(Protocol):
     def stat(self, path: RelPath, deadline: float) -> Entry: ...
     def list(self, path: RelPath, deadline: float) -> Sequence[Entry]: ...
     def statfs(self, deadline: float) -> Space | None: ...
+    def doubt(self, path: RelPath) -> None: ...
     @property
     def watching(self) -> bool: ...
 
@@ -241,8 +243,18 @@ class FileSystem:
         handle = self._handles.get(number)
         if not isinstance(handle, _File):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        with tracing.sampled("mount read"), RANDOM_READ.timing():
-            data = handle.file.read(offset, size, self._deadline())
+        now = self._clock()
+        # The kernel reads a page again that could not be read ahead. Its program has waited for that long enough.
+        deadline = now if now - handle.gave_up < AGAIN else now + self._timeout
+        try:
+            with tracing.sampled("mount read"), RANDOM_READ.timing():
+                data = handle.file.read(offset, size, deadline)
+        except HostAwayError:
+            handle.gave_up = self._clock()
+            raise
+        except SourceChangedError:
+            self._names.doubt(handle.node.path)  # who opens it now is to get the new version
+            raise
         self.bytes_read += len(data)
         return data
 
@@ -353,11 +365,14 @@ class FileSystem:
 
 
 class _File:
-    __slots__ = ("file", "node")
+    """gave_up: when a read of it last was not answered in time."""
+
+    __slots__ = ("file", "gave_up", "node")
 
     def __init__(self, node: Node, file: OpenFile) -> None:
         self.node = node
         self.file = file
+        self.gave_up = float("-inf")
 
 
 class _Directory:
