@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.errors import LocalDiskError
 from headrace.protocol.messages import CHUNK_SIZE, HASH_SIZE, READ_SIZE
 from headrace.protocol.paths import RelPath
 from headrace.storage import manifest as module
@@ -245,4 +246,29 @@ def test_a_kill_while_it_writes_leaves_what_was_written(home: Path) -> None:
         process.send_signal(signal.SIGKILL)
     with ManifestStore(home) as store:
         assert hashes(store, V) == {number: digest(number) for number in range(2000)}
+    assert not (home / LAYOUT.damaged).exists()
+
+
+def test_without_a_store_a_share_hashes_as_before(source: SourceFile) -> None:
+    asked: list[None] = []
+    cache = HashCache(clock=later, store=lambda: asked.append(None))
+    list(manifest(source, source.size, cache))
+    assert cache.get(source.version, 2) is not None
+    assert len(asked) == 1, "it is asked for once"
+    cache.close()
+
+
+def test_damage_that_is_found_when_somebody_asks_is_set_aside(home: Path) -> None:
+    with ManifestStore(home) as store:
+        store.save(V, 0, digest(0))
+    with sqlite3.connect(home / LAYOUT.file) as sql:
+        sql.execute("DROP INDEX parts_used")
+        sql.execute("ALTER TABLE parts RENAME COLUMN hashes TO other")
+    with ManifestStore(home) as store:
+        with pytest.raises(LocalDiskError, match="damaged"):
+            store.stats()
+        assert (home / LAYOUT.damaged).exists()
+        stats = store.stats()
+        assert stats is None or stats.hashes == 0
+        store.clear()
     assert not (home / LAYOUT.damaged).exists()

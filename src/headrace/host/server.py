@@ -349,9 +349,12 @@ def _listen(bind: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {where} ({why})") from why
 
 
-def _kept_hashes(home: Path) -> HashStore:
-    from headrace.storage.manifest_store import ManifestStore  # with SQLite; a share of small files needs neither
-
+def _kept_hashes(home: Path) -> HashStore | None:
+    try:
+        from headrace.storage.manifest_store import ManifestStore  # with SQLite; a share of small files needs neither
+    except ImportError as why:  # a Python without SQLite
+        log.warning("hashes of files do not outlive this share: %s", why)
+        return None
     return ManifestStore(home)
 
 

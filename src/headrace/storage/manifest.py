@@ -40,7 +40,7 @@ class HashCache:
 
     max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
     clock: what the times of files are compared with, in nanoseconds. store: opens the place where hashes outlive this
-    process; called when the first file comes that is kept there. `close` it then. blocks: what the chunks of files
+    process, or says that there is none; called when the first file comes that is kept there. `close` it then. blocks: what the chunks of files
     that are being updated somewhere are made of, bounded on its own.
     """
 
@@ -48,7 +48,7 @@ class HashCache:
         self,
         max_hashes: int = MAX_CACHED,
         clock: Callable[[], int] = time.time_ns,
-        store: Callable[[], HashStore] | None = None,
+        store: Callable[[], HashStore | None] | None = None,
     ) -> None:
         self.blocks = BlockCache()
         self._max = max_hashes
@@ -108,8 +108,10 @@ class HashCache:
         if self._open_store is None or source.size <= READ_SIZE:
             return None
         with self._opening:
-            if self._store is None:
+            if self._store is None and self._open_store is not None:
                 self._store = self._open_store()
+                if self._store is None:
+                    self._open_store = None
             return self._store
 
     def _take(self, source: SourceFile, stored: Mapping[int, bytes | bytearray], store: HashStore) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -178,7 +179,7 @@ class ManifestStore:
     def stats(self) -> StoreStats | None:
         """What is in it, all that was saved included; None where there is none yet. Raises LocalDiskError."""
         self.flush()
-        if not (self._home / LAYOUT.file).exists():
+        if not os.path.exists(self._home / LAYOUT.file):
             return None
         hashes, files, counters = self._demand(lambda database: database.totals())
         disk = sum(_size(self._home / (LAYOUT.file + end)) for end in ("", *COMPANIONS))
@@ -187,7 +188,7 @@ class ManifestStore:
     def clear(self) -> None:
         """Forgets everything, the counters and a damaged database too. Raises LocalDiskError."""
         self.flush()
-        if (self._home / LAYOUT.file).exists():
+        if os.path.exists(self._home / LAYOUT.file):
             self._demand(lambda database: database.clear())
         if self._home.exists():
             remove_damaged(self._home, LAYOUT)
@@ -196,15 +197,20 @@ class ManifestStore:
         with self._reading:
             try:
                 return ask(self._open())
-            except (IndexDamagedError, IndexBusyError, IndexOffError) as why:
-                hint = why.hint if isinstance(why, IndexOffError) else "Try again when no other headrace is busy."
-                raise LocalDiskError(f"the manifest cache cannot be used: {why}", hint=hint) from why
+            except IndexDamagedError as why:
+                self._set_aside(self._reader, str(why))
+                self._reader = None
+                raise LocalDiskError(f"the manifest cache was damaged ({why})", hint="A new one is started.") from why
+            except IndexBusyError as why:
+                raise LocalDiskError("a share is writing the manifest cache", hint="Run this again.") from why
+            except IndexOffError as why:
+                raise LocalDiskError(f"the manifest cache cannot be used: {why}", hint=why.hint) from why
 
     # ---- the database ----------------------------------------------------------------------------------------------
 
     def _read[T](self, ask: Callable[[_Database], T]) -> T | None:
         """What `ask` gives; None where it is off, busy or was damaged. Under the reading lock."""
-        if self._off or not (self._home / LAYOUT.file).exists():
+        if self._off or self._closed or not os.path.exists(self._home / LAYOUT.file):
             return None
         try:
             return ask(self._open())
