@@ -8,7 +8,7 @@ from typing import Final
 from headrace.errors import NotFoundError, ProtocolError
 from headrace.host.watch import Watcher
 from headrace.protocol.frames import SESSION_LIMITS
-from headrace.protocol.messages import Entry, ListPart, Look, Looked, Message, StatFs, StatFsReply, wire_path
+from headrace.protocol.messages import Entry, List, ListPart, Look, Looked, Message, StatFs, StatFsReply, wire_path
 from headrace.protocol.paths import MAX_PATH
 from headrace.storage.oserrors import label
 from headrace.storage.tree import SharedTree
@@ -29,6 +29,14 @@ def fitting(entries: list[Entry]) -> Iterator[list[Entry]]:
         piece.append(entry)
         left -= cost
     yield piece
+
+
+def listing(request: List, tree: SharedTree) -> Iterator[Message]:
+    """The answer, message by message. Raises what SharedTree.list raises."""
+    for entries in tree.list(wire_path(request.path)):
+        for piece in fitting(entries):
+            yield ListPart(request.id, request.path, piece)
+    yield ListPart(request.id, request.path, [], last=True)
 
 
 def look(request: Look, tree: SharedTree, watcher: Watcher, peer: bytes) -> Iterator[Message]:

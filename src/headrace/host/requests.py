@@ -17,7 +17,7 @@ from headrace.host.batch import answer_batch
 from headrace.host.blocks import blocks_of, check_ranges, hash_ranges, read_ranges, steps
 from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
-from headrace.host.listing import fitting, look, statfs
+from headrace.host.listing import fitting, listing, look, statfs
 from headrace.host.packing import Packing
 from headrace.host.watch import Watcher
 from headrace.observe import metrics, tracing
@@ -157,16 +157,24 @@ class RequestHandler:
         self._stream.send(StatReply(request.id, entry))
 
     def _list(self, request: List) -> None:
-        with _reporting():
-            parts = self._tree.list(wire_path(request.path))
-        while True:
-            with _reporting():
-                entries = next(parts, None)
-            if entries is None:
-                break
-            for piece in fitting(entries):
-                self._stream.send(ListPart(request.id, request.path, piece))
-        self._stream.send(ListPart(request.id, request.path, [], last=True))
+        self._send_in_turn(listing(request, self._tree))
+
+    def _send_in_turn(self, answer: Iterator[Message]) -> None:
+        """The last two leave together: a short directory is one record, and one system call on either side."""
+        held: list[Message] = []
+        try:
+            while True:
+                with _reporting():
+                    message = next(answer, None)
+                if message is None:
+                    break
+                held.append(message)
+                if len(held) > 2:
+                    self._stream.send(held.pop(0))
+        except _Reported:
+            self._stream.send_all(held)
+            raise
+        self._stream.send_all(held)
 
     def _walk(self, request: Walk) -> None:
         with _reporting():
@@ -412,13 +420,7 @@ class RequestHandler:
 
     def _look(self, request: Look) -> None:
         self._need(WATCH, request)
-        answer = look(request, self._tree, self._watcher, self._peer)
-        while True:
-            with _reporting():
-                message = next(answer, None)
-            if message is None:
-                return
-            self._stream.send(message)
+        self._send_in_turn(look(request, self._tree, self._watcher, self._peer))
 
     def _statfs(self, request: StatFs) -> None:
         self._need(STATFS, request)
