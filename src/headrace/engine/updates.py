@@ -54,7 +54,9 @@ POOR: Final = 1 / 16  # of a chunk; with less of it found, it is fetched whole
 PATIENCE: Final = 8  # such chunks in a row, after which only one in PROBE is asked about
 PROBE: Final = 8
 SILENCE: Final = 15.0  # seconds without an answer, after which the lane counts as broken
-MAX_BROKEN: Final = 2  # lanes in a row that broke and brought nothing; then the rest of the file is fetched
+MAX_BROKEN: Final = 2  # lanes that broke and brought nothing, in a row; then the rest of the file is fetched
+MAX_AWAY: Final = 60  # tries to reach the host
+AWAY_PAUSE: Final = 1.0  # seconds between them
 TURN: Final = 0.1  # seconds between two looks whether it is over
 
 FALLBACKS: Final = Fallbacks()  # why an old copy was not used, or not for a chunk; for the metrics
@@ -169,9 +171,10 @@ class Updates:
 
     def _put(self, file: _File) -> bool:
         with self._changed:
-            if self._over() or len(self._waiting) >= MAX_HELD:
-                if FALLBACKS.add("many"):
-                    log.info("more changed files than %d at once; further ones are fetched whole", MAX_HELD)
+            if self._over():
+                return False
+            if len(self._waiting) >= MAX_HELD:
+                _told("many", f"more than {MAX_HELD} changed files at once; further ones are fetched whole")
                 return False
             self._waiting.append(file)
             if self._thread is None:
@@ -234,21 +237,19 @@ class Updates:
         try:
             assert job.old is not None
             old = OldCopy(self._open_read(job.old), self._over)
-        except HeadraceError as why:
-            _told("unreadable", f"an old copy cannot be read, so all of its new version is fetched: {why.message}")
+        except (HeadraceError, OSError) as why:
+            _told("unreadable", f"an old copy cannot be read, so all of its new version is fetched: {why}")
             self._release(file)
             return
         try:
             self._patiently(file, old)
-        except OSError as why:
-            _told("unreadable", f"an old copy cannot be read to its end: {why}")
-            self._leave(file)
         finally:
             old.close()
 
     def _patiently(self, file: _File, old: OldCopy) -> None:
-        """Lanes that break are replaced as long as it goes on. Raises OSError: the old copy cannot be read."""
-        broken = 0
+        """Lanes that break are replaced as long as that gets us further. A host that is out of reach is waited for: the
+        workers do that too, and end the transfer when it takes too long."""
+        broken = away = 0
         while not self._over():
             before = file.steps
             try:
@@ -256,13 +257,21 @@ class Updates:
                 return
             except ConnectionLostError as why:
                 self._drop_lanes()
-                broken = 1 if file.steps > before else broken + 1
-                if broken >= MAX_BROKEN and not self._over():
+                if file.steps > before:
+                    broken = away = 0
+                if isinstance(why.__cause__, ConnectionLostError):  # there is no way to it
+                    away += 1
+                    with self._changed:
+                        self._changed.wait_for(self._over, AWAY_PAUSE)
+                else:
+                    broken += 1
+                if (broken >= MAX_BROKEN or away >= MAX_AWAY) and not self._over():
                     _told("lane", f"the host does not say what changed in a file; fetching all of it: {why.message}")
                     self._leave(file)
                     return
 
     def _go_through(self, file: _File, old: OldCopy) -> None:
+        """Every chunk that is missing. Raises ConnectionLostError; what was not settled is in `asked`, or unclaimed."""
         assert file.claims is not None
         job = file.job
         for index, _, _ in file.asked:  # the lane broke
@@ -271,6 +280,7 @@ class Updates:
             while len(file.asked) >= IN_FLIGHT:
                 self._take_answer(file, old)
             if self._over() or job.over or job.error:
+                self._drop_lanes()  # answers are still to come on them
                 return
             if file.claims.claim(index):
                 file.steps += 1
@@ -300,11 +310,11 @@ class Updates:
         self._release(file)
 
     def _release(self, file: _File) -> None:
-        """What was not settled is fetched."""
-        if file.claims is None:
-            self._bound.queue.push(self._bound.work_of_held(file.job))
-        elif file.claims.open_to(file.claims.count):
-            self._bound.queue.push(file.claims)
+        """What was not claimed is fetched."""
+        claims = file.claims
+        assert claims is not None
+        if claims.open_to(claims.count):
+            self._bound.queue.push(claims)
 
     # ---- one chunk -------------------------------------------------------------------------------------------------
 
@@ -325,7 +335,7 @@ class Updates:
         """Whether the chunk lies whole in the old copy, where it is to be expected; it is put in place then."""
         view = self._buffer[: task.length]
         for shift in dict.fromkeys((old.shift, 0)):
-            if old.read(view, task.offset + shift) and hash_bytes(view) == digest:
+            if _reads(old, view, task.offset + shift) and hash_bytes(view) == digest:
                 old.shift = shift
                 file.poor = 0
 
@@ -388,7 +398,11 @@ class Updates:
             raise ProtocolError(f"the host did not send {why}") from why
         if old.shift != tried and self._whole(file, old, task, digest):
             return
-        runs = old.search(task.offset, task.length, sums, message.marks, places)
+        try:
+            runs = old.search(task.offset, task.length, sums, message.marks, places)
+        except OSError as why:
+            _told("unreadable", f"an old copy cannot be read to its end: {why}")
+            runs = []
         if sum(length for _, length, _ in runs) < task.length * POOR:
             file.poor += 1
             self._fetch(file, task)

@@ -110,10 +110,9 @@ class OldCopy:
 
     def _look_for_marks(self, marks: Sequence[bytes], place: int) -> bool:
         """Remembers where the marks are, some way beyond `place` of the new file. Whether there was more to see."""
+        self._marks = self._marks or tuple(marks)
         if tuple(marks) != self._marks:
-            self._marks = tuple(marks)
-            self._known.clear()
-            self._scanned = 0
+            return False  # a host that names others each time must not have us read the file each time
         end = min(self._size, place + self.shift + self._ahead)
         if not marks or self._scanned >= end:
             return False
