@@ -40,8 +40,8 @@ class HashCache:
 
     max_hashes: how many to keep; each file counts for a few more, so that millions of small ones are bounded too.
     clock: what the times of files are compared with, in nanoseconds. store: opens the place where hashes outlive this
-    process, or says that there is none; called when the first file comes that is kept there. `close` it then. blocks: what the chunks of files
-    that are being updated somewhere are made of, bounded on its own.
+    process, or says that there is none; called when the first file comes that is kept there. `close` it then. blocks:
+    what the chunks of files that are being updated somewhere are made of, bounded on its own.
     """
 
     def __init__(
