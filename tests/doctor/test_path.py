@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from headrace.client.session import Session
 from headrace.client.target import Target
 from headrace.doctor import path
 from headrace.errors import ConnectionLostError, SourceChangedError, UnreachableError
+from headrace.observe.bottleneck import Breakdown
 
 MIB = 1024 * 1024
 
@@ -100,3 +102,31 @@ def test_names_that_are_not_utf_8_are_told_as_in_every_event(tmp_path, home):
 
     assert steps["read"].figures["path_b64"] == "Y2Fm6Q=="
     assert "caf\\xe9" in steps["read"].text
+
+
+def test_where_the_time_of_the_read_went_is_told_last(target, connect, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(path, "WORTH_READING", MIB)
+    told: list[Breakdown] = []
+    found = {step.name: step for step in path.measure(target, connect, told.append)}
+
+    (breakdown,) = told
+    assert sum(row.seconds for row in breakdown.rows) == pytest.approx(found["read"].figures["seconds"], rel=0.01)
+    assert {row.name: row.share for row in breakdown.rows}["destination disk"] > 0
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_folder_that_takes_nothing_is_no_obstacle(target, connect, monkeypatch):
+    def refuse(**more: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(path, "WORTH_READING", MIB)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    told: list[Breakdown] = []
+    assert "read" in names_with(target, connect, told)
+
+    assert {row.name: row.share for row in told[0].rows}["destination disk"] == pytest.approx(0, abs=0.01)
+
+
+def names_with(target: Target, connect: Callable[[], Session], told: list[Breakdown]) -> list[str]:
+    return [step.name for step in path.measure(target, connect, told.append)]

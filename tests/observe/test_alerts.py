@@ -206,3 +206,17 @@ def test_an_alert_fires_when_it_should_and_only_then(tmp_path: Path, alert: str)
     found = promtool("test", "rules", tmp_path / "test.yml")
 
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+# ---- the document ---------------------------------------------------------------------------------------------------
+
+DOCUMENT: Final = (Path(__file__).parent.parent.parent / "docs" / "monitoring.md").read_text("utf-8")
+
+
+def test_the_document_has_every_metric_as_it_is():
+    rows = [line for line in DOCUMENT.splitlines() if line.startswith("| `headrace_")]
+    assert rows == [
+        f"| `{family.exported}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} "
+        f"| {', '.join(family.where)} | {family.help} |"
+        for family in FAMILIES
+    ]

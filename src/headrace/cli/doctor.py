@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from headrace.cli import options, output, reach, signals
+from headrace.cli import options, output, reach, signals, times
 from headrace.cli.cat import abort
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headrace.client.target import Target
     from headrace.doctor.checks import Check
     from headrace.doctor.path import Step
+    from headrace.observe.bottleneck import Breakdown
 
 _NAME: Final = 13  # columns
 _STATUS: Final = 9
@@ -30,7 +31,7 @@ def doctor(common: options.Common, target: str | None) -> None:
 
     Each check is ok, limited or missing, with the reason, and with the one command that would mend it where there is
     one (mostly for root). With a TARGET, also connects to that share and says where the time goes on the way; up to
-    64 MiB of a file there are read and dropped.
+    64 MiB of a file there are read, and written to a file without a name here.
 
     Exits with 0 once the checks ran, whatever they found: it is a report. A TARGET that cannot be reached is an error
     as for the other commands.
@@ -61,7 +62,7 @@ def _work(report: _Report, target: Target | None, common: options.Common, sessio
             return session
 
         report.way(target)
-        for step in path.measure(target, connect):
+        for step in path.measure(target, connect, report.times):
             report.step(step)
     report.done(checks.STATUSES)
 
@@ -93,6 +94,12 @@ class _Report:
             self._events.emit({"event": "path", "step": step.name, **step.figures, "reason": step.text})
             return
         self._line(f"{step.name:<{_NAME}}{step.value:>{_VALUE}}  {step.text}")
+
+    def times(self, breakdown: Breakdown) -> None:
+        if self._events:
+            self._events.emit(times.event(breakdown))
+            return
+        self._line("\n" + "\n".join(times.lines(breakdown)))
 
     def done(self, statuses: tuple[str, ...]) -> None:
         counts = {status: self._counts[status] for status in statuses}

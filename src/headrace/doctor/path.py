@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import statistics
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +15,13 @@ from typing import Final
 
 from headrace.client.session import Session
 from headrace.client.target import Target
+from headrace.client.times import Watch
 from headrace.doctor.deadline import within
-from headrace.engine.exchange import EXCHANGES
+from headrace.engine.exchange import EXCHANGES, Sink
 from headrace.engine.lane import Lane
 from headrace.errors import ConnectionLostError, HeadraceError, ProtocolError, printable
+from headrace.observe.bottleneck import Breakdown
+from headrace.observe.times import Spent, StreamTimes
 from headrace.protocol.messages import CHUNK_SIZE, KIB, MIB, Entry, Ping, Pong
 from headrace.protocol.paths import RelPath, text_fields
 from headrace.transport.framed import PIECE
@@ -60,14 +64,18 @@ class Reading:
     sealed: bool = False
     path: bytes = b""
     skipped: str = ""
+    spent: Spent = Spent()
 
     @property
     def rate(self) -> float:
         return self.size / max(self.seconds, 1e-9)
 
 
-def measure(target: Target, connect: Callable[[], Session]) -> Iterator[Step]:
-    """Each step as it is known. connect: makes the session, as every command does; it is left closed.
+def measure(
+    target: Target, connect: Callable[[], Session], tell: Callable[[Breakdown], None] = lambda breakdown: None
+) -> Iterator[Step]:
+    """Each step as it is known. connect: makes the session, as every command does; it is left closed. tell: hears last
+    of where the time of the read test went.
 
     Raises what `connect` raises, ConnectionLostError and ProtocolError.
     """
@@ -78,9 +86,12 @@ def measure(target: Target, connect: Callable[[], Session]) -> Iterator[Step]:
     try:
         yield from _arriving(target, session, resolving, total)
         yield _limited(session, PING_LIMIT, lambda: _pings(session))
+        watch = Watch(session)
         reading = _limited(session, READ_LIMIT, lambda: _reading(session, target.path))
         yield _read_step(reading)
         yield _stream_step(session, reading)
+        if reading.size and (breakdown := watch.breakdown(reading.spent, reading.seconds)):
+            tell(breakdown)
     finally:
         session.close()
 
@@ -183,8 +194,12 @@ def _reading(session: Session, path: RelPath) -> Reading:
     lane = session.open_lane()
     try:
         reading = Reading(sealed=_is_sealed(lane), path=bytes(where) or entry.name)
-        with lane.lock:
-            _read(lane, session.agreed.version, where, entry, reading)
+        with lane.lock, _scratch(lane.times) as sink:
+            lane.times.settle()
+            before = lane.times.spent()
+            _read(lane, session.agreed.version, where, entry, reading, sink)
+            lane.times.settle()
+            reading.spent = lane.times.spent().since(before)
     except (ConnectionLostError, ProtocolError):
         raise
     except HeadraceError as why:  # this file only: it changed, or may not be read
@@ -217,8 +232,8 @@ def _find(session: Session, path: RelPath) -> tuple[RelPath, Entry] | None:
     return best
 
 
-def _read(lane: Lane, version: int, path: RelPath, entry: Entry, reading: Reading) -> None:
-    """Asks for pieces, some at a time, and drops them once they are verified."""
+def _read(lane: Lane, version: int, path: RelPath, entry: Entry, reading: Reading, sink: Sink) -> None:
+    """Asks for pieces, some at a time, and gives them to `sink`."""
     exchange, buffer = EXCHANGES[version], memoryview(bytearray(PIECE))  # with a sink, a piece at a time lies in it
     flying: deque[int] = deque()
     offset, end, arrived = 0, min(entry.size, READ_BYTES), 0
@@ -234,15 +249,31 @@ def _read(lane: Lane, version: int, path: RelPath, entry: Entry, reading: Readin
         if not flying:
             break
         size = flying.popleft()
-        _, zero = exchange.receive(lane, size, buffer, _drop)
+        _, zero = exchange.receive(lane, size, buffer, sink)
         arrived += size
         reading.size += 0 if zero else size
     reading.seconds = time.perf_counter() - started
     reading.cpu_seconds = time.process_time() - busy
 
 
-def _drop(position: int, piece: memoryview) -> None:
-    """Nothing is written anywhere."""
+@contextlib.contextmanager
+def _scratch(times: StreamTimes) -> Iterator[Sink]:
+    """Writes to a file without a name in the current folder, for how long that takes; nowhere once that fails."""
+    with contextlib.ExitStack() as at_the_end:
+        file = None
+        with contextlib.suppress(OSError):
+            file = at_the_end.enter_context(tempfile.TemporaryFile(dir=".", buffering=0))
+
+        def write(position: int, piece: memoryview) -> None:
+            nonlocal file
+            if file:
+                with times.disk:
+                    try:
+                        file.write(piece)
+                    except OSError:
+                        file = None
+
+        yield write
 
 
 def _is_sealed(lane: Lane) -> bool:
