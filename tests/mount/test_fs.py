@@ -308,12 +308,17 @@ def test_a_listing_stays_as_it_is_for_who_reads_it():
 def test_the_kernel_keeps_a_listing_that_is_the_same_while_its_attributes_are_good():
     names = Names(file(b"a"))
     kernel = Kernel(names)
-    assert not kernel.open(1, Op.OPENDIR)[1] & wire.FOPEN_KEEP_CACHE
-    assert kernel.open(1, Op.OPENDIR)[1] & wire.FOPEN_KEEP_CACHE
+    keep, copy = wire.FOPEN_KEEP_CACHE, wire.FOPEN_CACHE_DIR
+    assert kernel.open(1, Op.OPENDIR)[1] == copy
+    assert kernel.open(1, Op.OPENDIR)[1] == copy | keep
     kernel.now += 60
-    assert not kernel.open(1, Op.OPENDIR)[1] & wire.FOPEN_KEEP_CACHE
+    last, flags = kernel.open(1, Op.OPENDIR)
+    assert flags == copy
     names.entries[b"b"] = file(b"b")
-    assert not kernel.open(1, Op.OPENDIR)[1] & wire.FOPEN_KEEP_CACHE
+    assert kernel.open(1, Op.OPENDIR)[1] == 0, "others still have the listing before it"
+    for handle in range(1, last + 2):
+        kernel.ask(Op.RELEASEDIR, 1, wire.RELEASE_IN.pack(handle) + bytes(16))
+    assert kernel.open(1, Op.OPENDIR)[1] == copy
 
 
 def test_what_the_kernel_has_to_forget():

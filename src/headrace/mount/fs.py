@@ -152,7 +152,8 @@ class FileSystem:
                 if first and number == errno.EIO:
                     log.warning("a call in the mounted folder fails: %s (further ones are only counted)", why)
                 return number
-        log.error("a call in the mounted folder failed unexpectedly", exc_info=why, stack_info=False)
+        if first:
+            log.error("a call in the mounted folder failed unexpectedly (further ones are only counted)", exc_info=why)
         return errno.EIO
 
     @property
@@ -274,14 +275,19 @@ class FileSystem:
         """The listing is taken now, and stays as it is for this handle."""
         node = self._node(request.node)
         entries = self._names.list(node.path, self._deadline())
-        flags = wire.FOPEN_CACHE_DIR
-        # The kernel's own copy has no attributes. When those it has are too old, reading the directory again brings
-        # them all at once, and else it would ask for them one by one.
-        if node.listed is entries and self._clock() < node.listed_until:
-            flags |= wire.FOPEN_KEEP_CACHE
-        else:
-            node.listed, node.listed_until = entries, self._clock() + self._valid()
-        return self._opened(_Directory(node, entries), flags)
+        return self._opened(_Directory(node, entries), self._directory_flags(node, entries))
+
+    def _directory_flags(self, node: Node, entries: Sequence[Entry]) -> int:
+        """What the kernel may do with its own copy of this listing."""
+        now = self._clock()
+        if node.listed is entries and now < node.listed_until:
+            return wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
+        if node.listed is not entries and node.opened:
+            return 0  # somebody still reads the listing before this one into the copy, and the two must not mix
+        # The copy has no attributes. When those that came with it are too old, reading the directory again brings them
+        # all at once, and else the kernel would ask for them one by one.
+        node.listed, node.listed_until = entries, now + self._valid()
+        return wire.FOPEN_CACHE_DIR
 
     def _readdir(self, request: Request) -> Piece:
         handle, offset, size = self._directory(request)

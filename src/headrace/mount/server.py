@@ -23,7 +23,6 @@ log = logging.getLogger("headrace.mount")
 
 MAX_THREADS: Final = 256  # requests that wait for the host at the same time
 KEEP_THREADS: Final = 4  # that wait for the kernel at the same time; a fifth ends
-STACK: Final = 512 * 1024  # bytes
 BUFFER: Final = 64 * 1024  # bytes of a request: a name, mostly. The kernel wants 8 KiB at least
 MAX_WRITE: Final = 4096  # bytes; nothing is written, and the kernel's requests stay below BUFFER
 MAX_READ: Final = 1024 * 1024  # bytes of one read: what the kernel allows at most (fs.fuse.max_pages_limit)
@@ -77,11 +76,7 @@ class Server:
         """Answers the kernel's INIT on this thread, then serves on others. Raises OSError."""
         self._greet()
         self._later.start()
-        threading.stack_size(STACK)
-        try:
-            self._more()
-        finally:
-            threading.stack_size(0)
+        self._more()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it is unmounted; whether it is."""
