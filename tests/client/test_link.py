@@ -353,3 +353,27 @@ def test_the_watchdog_sleeps_and_wakes(link: Link, host: Host, clock: Clock, mon
         clock.now += 5
         with pytest.raises(HostAwayError):
             call.result(10)
+
+
+def test_lanes_that_break_while_a_new_one_is_refused_do_not_pass_for_a_full_host(
+    link: Link, host: Host, clock: Clock
+) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(session: Any, lane: Lane) -> str:
+        inside.set()
+        leave.wait(10)
+        return ping(session, lane)
+
+    with ThreadPoolExecutor(2) as callers:
+        busy = callers.submit(link.run, slow, clock.now + 5)
+        assert inside.wait(10)
+        host.away = UnreachableError("nobody listens")
+        other = callers.submit(link.run, ping, clock.now + 5)  # its new lane is refused while one stands
+        until(lambda: link._is_full())
+        host.cut()
+        leave.set()
+        until(lambda: not link.up)
+        clock.now += 5
+        assert isinstance(busy.exception(10), HostAwayError)
+        assert isinstance(other.exception(10), HostAwayError)

@@ -13,6 +13,7 @@ from headrace.engine.readahead import (
     BLOCK,
     FRAGMENT,
     LARGEST_WINDOW,
+    LEAST_CHUNK,
     MOST_LANES,
     NEAR_LANES,
     Extent,
@@ -153,12 +154,12 @@ def test_the_window_is_bounded_by_what_the_reader_may_have() -> None:
 
 def test_a_slow_path_has_smaller_chunks() -> None:
     assert Path(0.05, 12.5e6).chunk == 2 * MIB
-    assert Path(0.05, 125e3).chunk == BLOCK
+    assert Path(0.05, 125e3).chunk == LEAST_CHUNK
     assert Path(0.0001, 600e6).chunk == CHUNK_SIZE
     assert Path().chunk == CHUNK_SIZE
-    assert Path(0.05, 125e3).window == 4 * BLOCK
+    assert Path(0.05, 125e3).window == 2 * MOST_LANES * LEAST_CHUNK
     assert Path(0.0001, 600e6).lanes == NEAR_LANES
-    assert Path(0.2, 1e9).lanes == MOST_LANES
+    assert Path(0.05).lanes == MOST_LANES
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,4 +191,7 @@ def test_the_rate_is_that_of_times_in_which_something_came() -> None:
     assert meter.rate == pytest.approx(10 * MIB)
     meter.began(500.0)  # nothing was asked for meanwhile
     meter.ended(501.0, 20 * MIB)
-    assert meter.rate == pytest.approx(15 * MIB)
+    assert meter.rate == pytest.approx(20 * MIB)
+    meter.began(600.0)
+    meter.ended(601.0, MIB)
+    assert meter.rate == pytest.approx(18 * MIB)

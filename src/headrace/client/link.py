@@ -286,7 +286,7 @@ class Link:
         return sum(seat.bulk == bulk for seat in self._seats) + self._opening[bulk]
 
     def _is_full(self) -> bool:
-        return self._clock() < self._full_until
+        return bool(self._seats) and self._clock() < self._full_until
 
     def _open_more(self, bulk: bool) -> None:
         if self._closed:

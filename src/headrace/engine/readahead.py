@@ -29,8 +29,10 @@ FAR: Final = 0.002  # seconds of round trip: from here on a block costs hardly m
 NEAR_LANES: Final = 2  # at once, over loopback and on a LAN: more only get into each other's way
 MOST_LANES: Final = 4
 
-CHUNK_SECONDS: Final = 0.3  # how long one chunk may take at the rate of late: who waits for a part of it waits for all
-WINDOW_SECONDS: Final = 4.0
+LEAST_CHUNK: Final = 4 * BLOCK  # a host takes less for a small read, and has bulk give way to it
+
+CHUNK_SECONDS: Final = 0.2  # how long one chunk may take at the rate of late: who waits for a part of it waits for all
+WINDOW_SECONDS: Final = 1.0
 REMEMBERED: Final = 1024  # blocks of which a fragment was read
 SPARSE: Final = 2  # fragments of a block; the next read there is given all of it, which takes as long as three
 
@@ -54,21 +56,20 @@ class Path:
         """The largest chunk that is worth asking for at once."""
         if self.rate is None:
             return CHUNK_SIZE if not self.far else MIB
-        return _power_below(min(CHUNK_SIZE, max(BLOCK, int(self.rate * CHUNK_SECONDS))))
+        return _power_below(min(CHUNK_SIZE, max(LEAST_CHUNK, int(self.rate * CHUNK_SECONDS))))
 
     @property
     def window(self) -> int:
         """The largest window that is worth having: what comes in some seconds, and several chunks at once."""
         if self.rate is None:
             return LARGEST_WINDOW
-        return min(LARGEST_WINDOW, max(4 * self.chunk, int(self.rate * WINDOW_SECONDS)))
+        return min(LARGEST_WINDOW, max(2 * self.lanes * self.chunk, int(self.rate * WINDOW_SECONDS)))
 
     @property
     def lanes(self) -> int:
-        """How many chunks are worth asking for at once: what fills the path, and one that waits."""
-        if not self.far or self.rate is None or self.rtt is None:
-            return NEAR_LANES
-        return min(MOST_LANES, NEAR_LANES + int(self.rate * self.rtt) // self.chunk)
+        """How many chunks are worth asking for at once. On a long path each lane stands idle for a round trip between
+        two of them, and the others have to fill it meanwhile."""
+        return MOST_LANES if self.far else NEAR_LANES
 
 
 UNKNOWN: Final = Path()
@@ -78,7 +79,7 @@ class RateMeter:
     """The rate of bulk, over times in which some is under way. One thread at a time; `now` is in seconds."""
 
     SPAN: Final = 0.5  # seconds that a measurement takes
-    WEIGHT: Final = 0.5  # of the latest one
+    FADES: Final = 0.9  # what is left of a rate with each measurement that finds less
 
     def __init__(self) -> None:
         self.rate: float | None = None  # bytes a second
@@ -99,7 +100,8 @@ class RateMeter:
         seconds = now - self._since
         if self._bytes and seconds >= self.SPAN:
             latest = self._bytes / seconds
-            self.rate = latest if self.rate is None else self.rate + self.WEIGHT * (latest - self.rate)
+            # The best of late: what was measured lately may have been all that was asked for.
+            self.rate = max(latest, (self.rate or 0.0) * self.FADES)
             self._since, self._bytes = now, 0
 
 
