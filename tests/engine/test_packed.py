@@ -143,6 +143,7 @@ BOMB: Final = pack(bytes(64 * MAX_PART))
         pytest.param([{"size": 1000}, {"size": 0}], None, id="a whole answer behind a part"),
         pytest.param([{"size": 1000}, {"size": 1000, "hash": bytes(32)}], None, id="another hash in the second"),
         pytest.param([{"size": 1000}, {"zero": True}], None, id="a hole behind a part"),
+        pytest.param([{"size": 1000, "hash": b""}, {"size": 0, "hash": b""}], None, id="no hash, and the rest whole"),
         pytest.param([{"packed": "zstd"}], pack(TEXT[:2000]), id="a whole answer compressed"),
         pytest.param([{"size": 2000, "packed": "zstd"}], pack(TEXT[:1999]), id="fewer bytes in it"),
         pytest.param([{"size": 2000, "packed": "zstd"}], BOMB, id="a bomb"),
@@ -157,7 +158,7 @@ BOMB: Final = pack(bytes(64 * MAX_PART))
 def test_a_host_that_compresses_badly(host: ScriptedHost, fields: list[dict[str, Any]], payload: bytes | None) -> None:
     def answer(request: Any) -> None:
         for each in fields:
-            said = payload if payload is not None else TEXT[: each.get("size", 0)]
+            said = payload if payload is not None else TEXT[: each.get("size", 0) or 1000]
             host.say(Chunk(**{"id": request.id, "hash": hash_bytes(TEXT[:2000])} | each), said)
 
     host.answering = answer

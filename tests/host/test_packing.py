@@ -247,7 +247,7 @@ class Clock:
 
 
 def send(packing: Packing, clock: Clock, count: int, seconds: float) -> None:
-    packing.wanted(3)
+    packing.begin()
     with packing.sending(count):
         clock.now += seconds
 

@@ -66,7 +66,7 @@ class BulkExchange:
         hasher = new_hasher() if self._checks else None
         digest, done = answer.hash, 0
         while True:
-            end = done + (answer.size or length)
+            end = done + (answer.size or length - done)
             if end == length:
                 lane.answered()
             for position in range(done, end, PIECE):
@@ -102,7 +102,7 @@ def _chunk(lane: Lane, left: int, digest: bytes | None = None) -> tuple[Chunk, i
         check_part("", payload, 0, asked=False)
         return answer, payload
     whole = answer.size == 0
-    if (whole and digest) or not 0 <= answer.size <= left or digest not in (None, answer.hash):
+    if (whole and digest is not None) or not 0 <= answer.size <= left or digest not in (None, answer.hash):
         raise ProtocolError("the host sent parts of a chunk that do not fit together")
     if not whole and not (lane.zstd and answer.size <= MAX_PART):
         raise ProtocolError("the host sent a chunk in parts that nobody asked for")

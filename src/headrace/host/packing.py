@@ -40,12 +40,14 @@ class Packing:
         self._batches = FileCompressor(compressors)
         self._formats = FileCompressor(compressors, compressed=True)
 
+    def begin(self) -> None:
+        """A request came: until now there was nothing to send."""
+        self._link.begin(self._clock())
+
     def wanted(self, zstd: int) -> bool:
-        """Whether a request that says so wants compression. Work on its answer begins now. ProtocolError for a level
-        that there is not."""
+        """Whether a request that says so wants compression. ProtocolError for a level that there is not."""
         if not HOST_DECIDES <= zstd <= MAX_LEVEL:
             raise ProtocolError(f"a request for compression at level {zstd}; the highest is {MAX_LEVEL}")
-        self._link.begin(self._clock())
         return zstd != NOT_PACKED
 
     def of_file(self, path: bytes) -> FileCompressor:

@@ -139,6 +139,8 @@ class RequestHandler:
                 f"the client sent {type(request).__name__}, which is no request in phase {self._version}"
             )
         self.served.requests += 1
+        if self._packing:
+            self._packing.begin()
         try:
             if isinstance(request, (Read, GetChunk)) and request.length <= SMALL:
                 with metrics.RANDOM_READ.timing(), self._reader.reading(request.length):
