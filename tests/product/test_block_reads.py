@@ -1,4 +1,4 @@
-"""The reader behind a mount with a real share: killed, started again, stopped, changed; and with what is on disk alone."""
+"""The reader behind a mount with a real share: killed, started again, stopped, changed; and with the disk alone."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ def blobs(folder: Path) -> list[Path]:
     return [path for path in (folder / "blobs").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     kept=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 12)), max_size=5),
