@@ -104,7 +104,9 @@ def run(options: argparse.Namespace) -> None:
         raise BenchError(f"no such case: {', '.join(unknown)}")
     for case in names:
         with workspace(4 * options.size, options.folder) as folder:
-            rows += one_case(case, folder, options)
+            found = one_case(case, folder, options)
+        report.tell(report.columns([rows[0], *found]))
+        rows += found
     print(f"\n{options.size / MIB:,.0f} MiB, {options.rounds} rounds, in {options.folder}")
     print(f"{report.machine_line(facts)}\n\n{report.columns(rows)}", flush=True)
 

@@ -43,7 +43,7 @@ from .support import (
     wait_until,
 )
 
-OLD: Final = noise(5 * CHUNK + 99)
+OLD: Final = noise(4 * CHUNK + 99)
 T1: Final = 1_700_000_000_123_456_789
 OVERWRITE: Final = ("--on-exist", "overwrite")
 
@@ -75,10 +75,8 @@ def with_writes(content: bytes) -> bytes:
 
 EDITS: Final[dict[str, tuple[Callable[[bytes], bytes], int]]] = {
     "more at the front": (lambda old: noise(KIB, "front") + old, 3 * BLOCK_SIZE),
-    "less at the front": (lambda old: old[12_345:], 3 * BLOCK_SIZE),
     "more at the end": (lambda old: old + noise(MIB, "end"), MIB + 2 * BLOCK_SIZE),
-    "blocks here and there": (with_writes, 20 * BLOCK_SIZE),
-    "another beginning": (lambda old: noise(CHUNK, "other") + old[CHUNK:], CHUNK),
+    "blocks here and there": (with_writes, 16 * BLOCK_SIZE),
     "cut in the middle": (lambda old: old[: 2 * CHUNK + 7] + old[3 * CHUNK :], 3 * BLOCK_SIZE),
 }
 
@@ -124,7 +122,7 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_update_that_was_killed_goes_on_and_the_old_file_stays_readable(tmp_path: Path) -> None:
-    old = noise(12 * CHUNK, "old")
+    old = noise(6 * CHUNK, "old")
     new = b"!" + b"".join(old[start : start + CHUNK - 9] + noise(MIB, start) for start in range(0, len(old), CHUNK))
     dest = tmp_path / "dest"
     make_file(dest, old, mtime_ns=T1)
@@ -133,20 +131,20 @@ def test_an_update_that_was_killed_goes_on_and_the_old_file_stays_readable(tmp_p
         slowly = ("--limit-rate", "4M", *OVERWRITE)
         with start_get(host.address, dest, *slowly, home=tmp_path / "home") as first:
             part = tmp_path / ".dest.headrace-part"
-            wait_until(lambda: part.exists() and part.stat().st_blocks * 512 > 8 * MIB, "some of it")
+            wait_until(lambda: part.exists() and part.stat().st_blocks * 512 > 5 * MIB, "some of it")
             assert dest.read_bytes() == old
             first.kill(signal.SIGKILL)
             first.wait()
         assert dest.read_bytes() == old
         outcome = run_get(host.address, dest, *OVERWRITE, home=tmp_path / "home").check_ok()
     assert dest.read_bytes() == new
-    assert received(outcome, len(new)) <= 12 * MIB + 30 * BLOCK_SIZE
+    assert received(outcome, len(new)) <= 6 * MIB + 20 * BLOCK_SIZE
     assert not leftovers(tmp_path)
 
 
 @pytest.mark.slow
 def test_a_part_file_of_a_version_in_between_is_completed_from_the_old_copy(tmp_path: Path) -> None:
-    old = noise(8 * CHUNK, "old")
+    old = noise(4 * CHUNK, "old")
     dest, file = tmp_path / "dest", tmp_path / "file"
     make_file(dest, old, mtime_ns=T1)
     make_file(file, noise(CHUNK, "a") + old, mtime_ns=T1 + 1)
@@ -165,7 +163,7 @@ def test_a_part_file_of_a_version_in_between_is_completed_from_the_old_copy(tmp_
 # ---- hosts that lie ------------------------------------------------------------------------------------------------
 
 Answer = Callable[[ScriptedHost, MessageStream, Any], None]
-NEW: Final = noise(KIB, "front") + OLD[: 3 * CHUNK]
+NEW: Final = noise(KIB, "front") + OLD[: 2 * CHUNK]
 
 
 def blocks(host: ScriptedHost, stream: MessageStream, request: GetBlocks) -> None:
@@ -191,6 +189,7 @@ def lie(tmp_path: Path, answers: dict[type[Message], Answer], features: tuple[st
     return outcome, host
 
 
+@pytest.mark.slow
 def test_an_honest_script(tmp_path: Path) -> None:
     outcome, host = lie(tmp_path, {})
     assert (tmp_path / "dest").read_bytes() == NEW
@@ -295,5 +294,5 @@ def test_a_host_without_the_feature_is_asked_for_whole_chunks(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_another_file_is_asked_about_a_few_times_only(tmp_path: Path) -> None:
-    new = noise(40 * CHUNK, "another")
-    assert received(update(tmp_path, noise(40 * CHUNK, "old"), new), len(new)) == len(new)
+    new = noise(20 * CHUNK, "another")
+    assert received(update(tmp_path, noise(20 * CHUNK, "old"), new), len(new)) == len(new)

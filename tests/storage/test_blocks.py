@@ -6,7 +6,7 @@ import random
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.protocol.messages import BLOCK_SIZE, MARK_SPAN, MAX_MARKS, MIB
@@ -32,6 +32,7 @@ def samples(content: bytes) -> list[memoryview]:
     return [memoryview(content)[start : start + SAMPLE] for start in sample_offsets(len(content))]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 3 * BLOCK_SIZE))
 def test_a_sum_for_each_block_and_the_way_over_the_wire(length: int) -> None:
     data = RANDOM[:length]
@@ -42,7 +43,8 @@ def test_a_sum_for_each_block_and_the_way_over_the_wire(length: int) -> None:
         unpack_sums(pack_sums(sums) + bytes(4), length)
 
 
-@given(st.lists(st.tuples(st.integers(0, 1000 - MARK_SPAN), st.integers(0, 2**32 - 1)), max_size=MAX_MARKS))
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 1000 - MARK_SPAN), st.integers(0, 2**32 - 1)), max_size=8))
 def test_places_over_the_wire(places: list[tuple[int, int]]) -> None:
     assert unpack_places(pack_places(places), 1000) == places
 
@@ -59,11 +61,12 @@ def test_marks_that_nobody_may_send(marks: list[bytes]) -> None:
         check_marks(marks)
 
 
-TEXT = b"".join(b"%d: the water runs to the mill, %d\n" % (n, n * n) for n in range(100_000))
-LETTERS = bytes(random.Random(5).choices(b"ACGT", k=2 * MIB))
-HALVES = RANDOM[: 2 * MIB] + TEXT[: 2 * MIB]
+TEXT = b"".join(b"%d: the water runs to the mill, %d\n" % (n, n * n) for n in range(50_000))
+LETTERS = bytes(random.Random(5).choices(b"ACGT", k=MIB // 2))
+HALVES = RANDOM[:MIB] + TEXT[:MIB]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [RANDOM, TEXT, LETTERS, HALVES], ids=["random", "text", "letters", "halves"])
 def test_marks_are_found_here_and_there(content: bytes) -> None:
     marks = choose_marks(samples(content))
@@ -71,7 +74,7 @@ def test_marks_are_found_here_and_there(content: bytes) -> None:
     found = sum(content.count(mark) for mark in marks)
     assert 4 <= found / (len(content) / MIB) <= 2000
     if content is HALVES:
-        counts = [[half.count(mark) for mark in marks] for half in (content[: 2 * MIB], content[2 * MIB :])]
+        counts = [[half.count(mark) for mark in marks] for half in (content[:MIB], content[MIB:])]
         assert all(any(half) for half in counts)
 
 
@@ -80,6 +83,7 @@ def test_where_nothing_is_rare_there_are_no_marks(content: bytes) -> None:
     assert choose_marks(samples(content)) == []
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10 * SAMPLES * SAMPLE))
 def test_samples_lie_inside_and_are_few(size: int) -> None:
     offsets = sample_offsets(size)

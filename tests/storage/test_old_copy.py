@@ -18,7 +18,7 @@ from headrace.storage.blocks import SAMPLE, block_sums, choose_marks, chunk_plac
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.old_copy import OldCopy, Run, missing
 
-OLD: Final = random.Random(9).randbytes(3 * MIB + 777)
+OLD: Final = random.Random(9).randbytes(MIB + 777)
 
 
 def search(tmp_path: Path, old: bytes, new: bytes) -> tuple[int, OldCopy]:
@@ -49,29 +49,35 @@ EDITS: Final[dict[str, tuple[Callable[[bytes], bytes], int]]] = {
     "a byte more at the front": (lambda old: b"!" + old, 2 * BLOCK_SIZE),
     "1 KiB more at the front": (lambda old: bytes(range(256)) * 4 + old, 2 * BLOCK_SIZE),
     "a byte less at the front": (lambda old: old[1:], 2 * BLOCK_SIZE),
-    "something more in the middle": (lambda old: old[:MIB] + b"abc" * 1000 + old[MIB:], 3 * BLOCK_SIZE),
-    "something less in the middle": (lambda old: old[: MIB + 5] + old[MIB + 70_000 :], 2 * BLOCK_SIZE),
+    "something more in the middle": (lambda old: old[:500_000] + b"abc" * 1000 + old[500_000:], 3 * BLOCK_SIZE),
+    "something less in the middle": (lambda old: old[:500_005] + old[570_000:], 2 * BLOCK_SIZE),
     "more at the end": (lambda old: old + old[::-1][: 50 * KIB], 52 * KIB),
     "one block": (lambda old: old[:8192] + bytes(range(256)) * 16 + old[12288:], BLOCK_SIZE),
-    "swapped halves": (lambda old: old[MIB:] + old[:MIB], 4 * BLOCK_SIZE),
+    "swapped halves": (lambda old: old[500_000:] + old[:500_000], 4 * BLOCK_SIZE),
     "twice": (lambda old: old + old, 4 * BLOCK_SIZE),
-    "zeros in it": (lambda old: old[:MIB] + bytes(MIB) + old[MIB:], 2 * BLOCK_SIZE),
+    "zeros in it": (lambda old: old[:500_000] + bytes(300_000) + old[500_000:], 2 * BLOCK_SIZE),
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
+QUICK: Final = ("1 KiB more at the front", "something less in the middle", "one block")
+
+
+@pytest.mark.parametrize(
+    "edit", [pytest.param(edit, marks=() if edit in QUICK else pytest.mark.slow) for edit in EDITS]
+)
 def test_what_an_edit_left_is_found(tmp_path: Path, edit: str) -> None:
     change, most = EDITS[edit]
     assert search(tmp_path, OLD, change(OLD))[0] <= most
 
 
+@pytest.mark.slow
 def test_text_that_moved_is_found(tmp_path: Path) -> None:
     text = b"".join(b"%d: the water runs to the mill, %d\n" % (n, n * n) for n in range(30_000))
     assert search(tmp_path, text, b"a line more\n" + text)[0] <= 2 * BLOCK_SIZE
 
 
 def test_nothing_is_found_of_another_file(tmp_path: Path) -> None:
-    new = random.Random(10).randbytes(MIB)
+    new = random.Random(10).randbytes(300_000)
     assert search(tmp_path, OLD, new)[0] == len(new)
 
 
@@ -82,6 +88,7 @@ pieces = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(pieces, min_size=1, max_size=6))
 def test_what_is_found_is_there_whatever_was_done_to_the_file(tmp_path: Path, parts: list[bytes]) -> None:
