@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -320,18 +321,30 @@ def test_no_more_than_so_many_watch(watcher: Watcher, monkeypatch: pytest.Monkey
     watcher.subscribe(PEER).close()
 
 
+def queues() -> set[str]:
+    """The descriptors of this process that are an inotify queue."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:inotify":
+                found.add(fd)
+    return found
+
+
 def test_nothing_runs_and_nothing_is_open_while_nobody_watches(tree: SharedTree) -> None:
-    before, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
+    before = queues()
     watcher = Watcher(tree)
     assert not watcher.watch(PEER, 5, RelPath())
+    assert queues() <= before
     for _ in range(2):
         with watcher.subscribe(PEER) as reader:
             look(watcher, reader, "a")
             queue = watcher._queue
-        assert queue and queue.thread
+        assert queue is not None
+        assert queue.thread is not None
         queue.thread.join(PATIENCE)
-    assert set(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() == threads
+        assert not queue.thread.is_alive()
+    assert queues() <= before
 
 
 def test_the_share_ends(watcher: Watcher) -> None:

@@ -19,6 +19,7 @@ log = logging.getLogger("headrace.mount")
 
 SILENCE: Final = 3 * HEARTBEAT  # seconds without a word after which the watch is lost
 ASKING: Final = 10.0  # seconds that a lane may take
+CLOSING: Final = 1.0  # seconds that the end may take; where the host hangs, the thread ends with the link
 FIRST_PAUSE: Final = 0.2  # seconds before another attempt; doubles
 LONGEST_PAUSE: Final = 30.0
 
@@ -54,7 +55,7 @@ class Watching:
         if lane:
             lane.messages.abort()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(ASKING)
+            self._thread.join(CLOSING)
 
     def _run(self) -> None:
         pause = 0.0
