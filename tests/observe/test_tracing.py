@@ -143,6 +143,7 @@ def test_stages_of_a_stream_become_spans_as_long_as_they_lasted(kept):
 
 def test_nothing_is_made_while_it_is_off():
     assert tracing.span("a") is tracing.span("b", files=1) is tracing.sampled("c") is tracing.under(TRACEPARENT)
+    assert tracing.serving(TRACEPARENT, StreamTimes()) is tracing.span("a")
     assert tracing.traceparent() == ""
 
 

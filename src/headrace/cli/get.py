@@ -77,7 +77,8 @@ def get(
         if dest == "-":
             from headrace.cli.cat import to_standard_output
 
-            to_standard_output(wanted, common)
+            with watched(common, "get", None):
+                to_standard_output(wanted, common)
             return 0
         from headrace.client.get import GetOptions, Links
         from headrace.engine.plan import OnExist

@@ -250,7 +250,7 @@ METRICS: Final = _option(
 TRACE: Final = _option(
     "--trace",
     to_common=True,
-    type=click.Path(),
+    type=click.Path(resolve_path=True),  # a mount in the background has another folder
     metavar="FILE",
     help="Append spans to this file, one JSON object each.",
 )

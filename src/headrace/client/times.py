@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from headrace.client.session import Session
@@ -10,6 +11,8 @@ from headrace.observe.bottleneck import Breakdown, explain
 from headrace.observe.times import Spent
 from headrace.protocol.messages import GetTimes, Times
 from headrace.protocol.session import TIMES
+
+log = logging.getLogger("headrace.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,25 @@ def host_times(session: Session) -> HostTimes | None:
 
 
 class Watch:
-    """From its making on: both sides' times. Asks the host now and at the end."""
+    """From its making on: both sides' times. Asks the host now and at the end; a host that cannot be asked is no error,
+    as whoever wants more of it than that finds out for himself."""
 
     def __init__(self, session: Session) -> None:
-        """Raises what `host_times` raises."""
         self._session = session
-        self._before = host_times(session)
+        self._before = self._ask()
 
     def breakdown(self, here: Spent, seconds: float) -> Breakdown | None:
-        """here: what this side's streams spent meanwhile, in so many seconds. Where the host cannot be asked any more,
-        as when it came back as another one, this side's alone."""
-        try:
-            after = host_times(self._session)
-        except HeadraceError:
-            after = None
+        """here: what this side's streams spent meanwhile, in so many seconds. Where the host cannot be asked, or came
+        back as another one, this side's alone."""
+        after = self._ask()
         there, limit = None, 0.0
         if self._before and after and after.spent.total >= self._before.spent.total:
             there, limit = after.spent.since(self._before.spent), after.limit
         return explain(here, there, seconds, limit=self._session.limit.rate or 0.0, their_limit=limit)
+
+    def _ask(self) -> HostTimes | None:
+        try:
+            return host_times(self._session)
+        except HeadraceError as why:
+            log.info("the host does not say where its time went: %s", why.message)
+            return None

@@ -122,7 +122,7 @@ class RequestHandler:
         self._packing = packing
         self._sources = SourceCache(tree, times=stream.times)
         self._spent = times
-        self.trace = tracing.fresh()  # or what the client said: a traceparent, or anything
+        self.trace = tracing.fresh()  # the traceparent of what is asked here, or what the client said
         self._buffers = buffers or BufferPool()
         self._gate = gate or Gate()
         self._reader = self._gate.reader()
@@ -432,7 +432,8 @@ class RequestHandler:
 
     def _trace(self, request: Trace) -> None:
         self._need(TRACE, request)
-        self.trace = request.context
+        if tracing.parse(request.context):
+            self.trace = request.context
 
     def _times(self, request: GetTimes) -> None:
         self._need(TIMES, request)

@@ -187,7 +187,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
             request, payload = received
             if payload:
                 raise ProtocolError("a request with a payload")
-            with tracing.under(handler.trace), tracing.sampled("serve", messages.times):
+            with tracing.serving(handler.trace, messages.times):
                 handler.handle(request)
     finally:
         handler.close()

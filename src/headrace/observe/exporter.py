@@ -18,7 +18,7 @@ from prometheus_client.exposition import make_wsgi_app
 
 from headrace._version import __version__
 from headrace.errors import UsageError
-from headrace.observe.metrics import BY_NAME, PREFIX, Family, Figures, Sample, Source, checked, own_samples
+from headrace.observe.metrics import BY_NAME, PREFIX, RANDOM_READ, Family, Figures, Sample, Source, checked, own_samples
 
 log = logging.getLogger("headrace.metrics")
 
@@ -51,6 +51,7 @@ class MetricsServer:
         self._server.set_app(make_wsgi_app(registry))
         self._thread = threading.Thread(target=self._serve, name="headrace-metrics", daemon=True)
         self._thread.start()
+        RANDOM_READ.wanted = True
 
     @property
     def address(self) -> str:

@@ -11,6 +11,7 @@ import bisect
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ FAMILIES: Final = (
     Family("read_ahead_bytes", "counter", "Bytes that came before anybody had asked.", where=("mount",)),
     Family("files", "counter", "Files that are over.", {"result": ("done", "failed")}, _FETCHING),
     Family("outages", "counter", "Connections that broke and were tried again.", where=_CLIENT),
-    Family("first_byte_seconds", "histogram", "From the start of a transfer to its first byte.", where=_CLIENT),
+    Family("first_byte_seconds", "histogram", "From the start of a transfer to its first byte.", where=_FETCHING),
     Family(
         "random_read_seconds",
         "histogram",
@@ -170,7 +171,10 @@ class Counts:
 
 
 class Latencies:
-    """A histogram of seconds. Thread-safe. bounds: ascending."""
+    """A histogram of seconds. Thread-safe. bounds: ascending. wanted: whether what `timing` times is observed; small reads
+    are not, where nobody could see it."""
+
+    wanted = False
 
     def __init__(self, bounds: tuple[float, ...], clock: Callable[[], float] = time.perf_counter) -> None:
         self._bounds = bounds
@@ -186,9 +190,9 @@ class Latencies:
             self._counts[place] += 1
             self._total += seconds
 
-    def timing(self) -> Timing:
-        """For `with`: observes how long the block runs, unless it raises."""
-        return Timing(self, self._clock)
+    def timing(self) -> AbstractContextManager[None]:
+        """For `with`: observes how long the block runs, unless it raises; once somebody wants to know."""
+        return Timing(self, self._clock) if self.wanted else _UNTIMED
 
     def figures(self) -> Figures:
         """So far."""
@@ -196,6 +200,9 @@ class Latencies:
             counts, total = list(self._counts), self._total
         names = [*map(repr, self._bounds), "+Inf"]
         return Figures([(name, float(sum(counts[: n + 1]))) for n, name in enumerate(names)], total)
+
+
+_UNTIMED: Final = nullcontext()
 
 
 class Timing:

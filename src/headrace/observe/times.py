@@ -47,24 +47,23 @@ class Spent(NamedTuple):
 class Stage:
     """One stage of one stream; a context manager. seconds: what was spent there, until it was last left."""
 
-    __slots__ = ("_times", "seconds")
+    __slots__ = ("_clock", "_times", "seconds")
 
     def __init__(self, times: StreamTimes) -> None:
         self._times = times
+        self._clock = times.clock
         self.seconds = 0.0
 
     def __enter__(self) -> None:
-        times = self._times
-        now = times.clock()
+        times, now = self._times, self._clock()
         outer = times.stage
         outer.seconds += now - times.since
         times.since = now
         times.outer.append(outer)
         times.stage = self
 
-    def __exit__(self, *exception: object) -> None:
-        times = self._times
-        now = times.clock()
+    def __exit__(self, kind: object, why: object, trace: object) -> None:
+        times, now = self._times, self._clock()
         self.seconds += now - times.since
         times.since = now
         times.stage = times.outer.pop()

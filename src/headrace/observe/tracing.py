@@ -29,6 +29,7 @@ Value = str | int | float | bool
 
 # W3C Trace Context, level 1: version, trace id, parent id, flags. Neither id may be all zeros.
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+SERVE: Final = "serve"
 ALL_OF: Final = 64  # of what happens often each of the first so many has a span, and after that one in EVERY
 EVERY: Final = 64
 # What a stage of a stream is called where it becomes a span, by side.
@@ -150,6 +151,12 @@ class Tracer:
         finally:
             del stack[depth:]
 
+    @contextlib.contextmanager
+    def serving(self, traceparent: str, times: StreamTimes) -> Iterator[None]:
+        """A request of the other side."""
+        with self.under(parse(traceparent)), _On(self, SERVE, {}, times) if self.is_due(SERVE) else _OFF:
+            yield
+
     def root(self, context: Context | None) -> None:
         """Threads that are in no span are below this one."""
         self._root = context
@@ -177,7 +184,7 @@ class _Off:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, why: object, trace: object) -> None:
         return None
 
 
@@ -242,6 +249,13 @@ def traceparent() -> str:
     """The current span, for the other side; empty while nothing is traced."""
     context = _tracer.current() if _tracer else None
     return context.traceparent if context else ""
+
+
+def serving(traceparent: str, times: StreamTimes) -> AbstractContextManager[None]:
+    """As `sampled`, for a request of the other side, below its span `traceparent`."""
+    if _tracer is None:
+        return _OFF
+    return _tracer.serving(traceparent, times)
 
 
 def fresh() -> str:
