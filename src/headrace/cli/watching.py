@@ -47,5 +47,5 @@ def _traced(common: Common, command: str) -> contextlib.AbstractContextManager[N
     found = exporters(Path(common.trace) if common.trace else None, f"headrace {command}")
     if not found:
         return contextlib.nullcontext()
-    # A share has a trace for each client, not one for as long as it runs; and so has a mount for each read.
-    return tracing(Tracer(found, serves=serves), command if command == "get" else "")
+    # A share is in the traces of its clients; it has none for as long as it runs.
+    return tracing(Tracer(found, serves=serves), "" if serves else command)

@@ -73,6 +73,7 @@ _TRANSPORT: Final = {"transport": TRANSPORTS}
 _SHARE: Final = ("share",)
 _FETCHING: Final = ("get",)
 _CLIENT: Final = ("get", "mount")
+_BULK: Final = ("share", "get")
 
 FAMILIES: Final = (
     Family("build_info", "gauge", "Always 1; the version is its label.", {"version": ()}),
@@ -116,15 +117,15 @@ FAMILIES: Final = (
     ),
     Family("verify_failures", "counter", "Ranges that did not match their hash; they are asked for once more."),
     # where the time goes
-    Family("stage_seconds", "counter", "Seconds that streams spent in each stage, added up.", {"stage": STAGES}),
+    Family("stage_seconds", "counter", "Seconds that streams spent in each stage, added up.", {"stage": STAGES}, _BULK),
     # memory, disk, caches
-    Family("buffer_limit_bytes", "gauge", "What the buffer pool may hold."),
-    Family("buffer_in_use_bytes", "gauge", "Of the buffer pool, in use now."),
-    Family("buffer_high_water_bytes", "gauge", "Of the buffer pool, in use at most so far."),
-    Family("buffer_waiting", "gauge", "Threads that wait for a buffer."),
-    Family("buffer_waits", "counter", "Times that somebody had to wait for a buffer."),
-    Family("buffer_wait_seconds", "counter", "How long they waited."),
-    Family("spilled_bytes", "counter", "Bytes of buffers that lay in a file because memory was used up."),
+    Family("buffer_limit_bytes", "gauge", "What the buffer pool may hold.", where=_BULK),
+    Family("buffer_in_use_bytes", "gauge", "Of the buffer pool, in use now.", where=_BULK),
+    Family("buffer_high_water_bytes", "gauge", "Of the buffer pool, in use at most so far.", where=_BULK),
+    Family("buffer_waiting", "gauge", "Threads that wait for a buffer.", where=_BULK),
+    Family("buffer_waits", "counter", "Times that somebody had to wait for a buffer.", where=_BULK),
+    Family("buffer_wait_seconds", "counter", "How long they waited.", where=_BULK),
+    Family("spilled_bytes", "counter", "Bytes of buffers that lay in a file because memory was used up.", where=_BULK),
     Family(
         "cache_lookups",
         "counter",
@@ -132,7 +133,9 @@ FAMILIES: Final = (
         {"tier": TIERS, "result": ("hit", "miss")},
         ("share", "mount"),
     ),
-    Family("io_backend", "gauge", "1 for how files are read and written, 0 for the others.", {"backend": BACKENDS}),
+    Family(
+        "io_backend", "gauge", "1 for how files are read and written, 0 for the others.", {"backend": BACKENDS}, _BULK
+    ),
     Family("io_wanted", "counter", "Times that io_uring was wanted."),
     Family("io_fallbacks", "counter", "Times that io_uring could not be had.", {"reason": RING_PROBLEMS}),
     Family("zero_copy_fallbacks", "counter", "Files that were read and sent, where sendfile was wanted."),
