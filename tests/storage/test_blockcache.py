@@ -124,6 +124,23 @@ def test_the_least_recently_used_goes(tmp_path: Path) -> None:
     cache.close()
 
 
+def test_what_was_only_read_counts_as_used_after_a_restart(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 4 * MIB)
+    for start in (0, MIB, 2 * MIB):
+        put(file_of(cache), start, start + MIB)
+        assert cache.flush()
+    cache.close()
+    cache = BlockCache(tmp_path, 4 * MIB)
+    assert got(file_of(cache), 0, PART)
+    cache.close()
+    cache = BlockCache(tmp_path, 3 * MIB)
+    put(file_of(cache), 5 * MIB, 6 * MIB)
+    assert cache.flush()
+    assert got(file_of(cache), 0, PART)
+    assert got(file_of(cache), MIB, MIB + PART) is None
+    cache.close()
+
+
 def test_small_blocks_and_values_are_bounded_too(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, MIB)
     file = file_of(cache)

@@ -135,6 +135,8 @@ class BlockReader:
             self._ahead_bytes += span.length
         except HeadraceError as why:
             log.debug("nothing was read ahead: %s", why.message)
+        except Exception:  # the thread is for others, too; who waits for the span tries by itself and hears of it
+            log.exception("reading ahead failed")
         with self._metering:
             came = span.length if span.view is not None and self._fetched != fetched else 0
             self._meter.ended(self.clock(), came)

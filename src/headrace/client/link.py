@@ -377,6 +377,11 @@ class Link:
                 refused = isinstance(why, RefusedError)
                 pause = REFUSED_PAUSE if refused else min(pause * 2, LONGEST_PAUSE) or FIRST_PAUSE
                 continue
+            except Exception as bug:  # without this thread nobody would ever connect again
+                log.exception("connecting failed")
+                self._failed(began, HeadraceError(f"connecting failed here ({type(bug).__name__}: {bug})"))
+                pause = LONGEST_PAUSE
+                continue
             if self._first_lane(session):
                 return
             pause = pause or FIRST_PAUSE

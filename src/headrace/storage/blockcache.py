@@ -187,9 +187,11 @@ class BlockCache:
             return None
 
     def was_used(self, digest: bytes) -> None:
-        """For what goes last; it is written with the next block."""
-        self._hits += 1
-        self._used.add(digest)
+        """For what goes last; it is written with the next block, or at the end."""
+        with self._changed:
+            self._hits += 1
+            self._used.add(digest)
+            self._start_writer()
 
     def is_wrong(self, digest: bytes) -> None:
         """Its bytes are not what they should be, or not there."""
@@ -218,10 +220,14 @@ class BlockCache:
             return False
         if self._clock() < self._paused_until:
             return False
-        if self._writer is None:
+        self._start_writer()
+        return True
+
+    def _start_writer(self) -> None:
+        """With the lock held."""
+        if self._writer is None and not self._closed:
             self._writer = threading.Thread(target=self._write, name="headrace-block-cache", daemon=True)
             self._writer.start()
-        return True
 
     def _start(self, *, anew: bool) -> None:
         """Opens the folder; one that is damaged is begun anew, where nobody else uses it."""
@@ -282,7 +288,7 @@ class BlockCache:
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._jobs or self._meta or self._closed)
-                if not (self._jobs or self._meta):
+                if not (self._jobs or self._meta or self._used):
                     return
                 self._changed.wait_for(lambda: self._closed or self._hurried, GATHER)
                 self._busy = True
