@@ -51,6 +51,12 @@ class Names:
             raise NotFoundError("no such path")
         return self.entries[path.name]
 
+    def find(self, folder: RelPath, name: bytes, deadline: float) -> Entry | None:
+        try:
+            return self.stat(folder / name, deadline)
+        except NotFoundError:
+            return None
+
     def list(self, path: RelPath, deadline: float) -> Sequence[Entry]:
         if self.error:
             raise self.error

@@ -104,14 +104,18 @@ class Attributes:
         """The entry at `path`; a symlink is not followed. Raises NotFoundError."""
         if not path:
             return self._stat_root(deadline)
-        folder, name = path.parent, path.name
+        found = self.find(path.parent, path.name, deadline)
+        if found is None:
+            raise NotFoundError(f"no such path in the share: {path}")
+        return found
+
+    def find(self, folder: RelPath, name: bytes, deadline: float) -> Entry | None:
+        """The entry of that name in a directory; None where there is none. Raises BadPathError for what can be none."""
         with self._lock:
             known = self._folders.get(folder)
             found = UNKNOWN if known is None else known.find(name, self._since(known))
         if found is UNKNOWN:
-            found = self._ask_name(folder, name, deadline)
-        if found is None:
-            raise NotFoundError(f"no such path in the share: {path}")
+            found = self._ask_name(folder, (folder / name).name, deadline)
         return found
 
     def list(self, path: RelPath, deadline: float) -> Sequence[Entry]:

@@ -80,6 +80,7 @@ class Names(Protocol):
     """Entries of the share, cached. Paths are below what is mounted. See client.attributes.Attributes."""
 
     def stat(self, path: RelPath, deadline: float) -> Entry: ...
+    def find(self, folder: RelPath, name: bytes, deadline: float) -> Entry | None: ...
     def list(self, path: RelPath, deadline: float) -> Sequence[Entry]: ...
     def statfs(self, deadline: float) -> Space | None: ...
     def doubt(self, path: RelPath) -> None: ...
@@ -181,12 +182,12 @@ class FileSystem:
         parent = self._node(request.node)
         name = bytes(request.body).rstrip(b"\0")
         try:
-            entry = self._names.stat(parent.path / name, self._deadline())
-        except NotFoundError:
+            entry = self._names.find(parent.path, name, self._deadline())
+        except NotFoundError:  # the directory itself is gone
+            entry = None
+        if entry is None:
             return wire.ENTRY_HEAD.pack(0, 0, self._valid(), 0, 0, 0) + bytes(wire.ATTR.size)
-        return self._told(parent, _named(entry, name))
-
-    def _told(self, parent: Node, entry: Entry) -> bytes:
+        entry = _named(entry, name)
         node = self.nodes.tell(parent, entry)
         valid = self._valid()
         return wire.ENTRY_HEAD.pack(node.number, 0, valid, valid, 0, 0) + wire.ATTR.pack(*self._attr(node.ino, entry))
