@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class HeadraceMount:
         self._options = options
         self._peer = Headrace(name, folder, share_options=("--bind", address))
         self._mounts = 0
+        self._home = folder / "client-0"
 
     @property
     def server(self) -> int | None:
@@ -61,10 +63,11 @@ class HeadraceMount:
 
     def command(self, point: Path) -> Command:
         self._mounts += 1
-        home = self._folder / f"client-{self._mounts}"
+        shutil.rmtree(self._home, ignore_errors=True)  # a disk cache may be as large as what was read
+        self._home = self._folder / f"client-{self._mounts}"
         target = self._peer.address.replace(LOOPBACK, self._address)
         argv = (*HEADRACE, "mount", target, str(point), "--foreground", "--cache-ram", CACHE_RAM, *self._options)
-        return Command(argv, self._peer.client_environment | {"HEADRACE_HOME": str(home)})
+        return Command(argv, self._peer.client_environment | {"HEADRACE_HOME": str(self._home)})
 
     def stop(self) -> None:
         self._peer.stop()

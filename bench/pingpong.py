@@ -9,6 +9,7 @@ from typing import Final, Self
 
 ASK: Final = struct.Struct("!Q")
 LARGEST: Final = 1 << 20  # bytes of an answer
+TIMEOUT: Final = 10.0  # seconds
 
 
 class PingPong:
@@ -16,6 +17,7 @@ class PingPong:
 
     def __enter__(self) -> Self:
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(TIMEOUT)  # the asking end may be killed before it connects
             self._pid = os.fork()
             if not self._pid:
                 try:
