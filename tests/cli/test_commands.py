@@ -552,3 +552,12 @@ def test_peers_of_a_machine_that_was_never_used(home):
 
     assert ran.stdout == b"Hosts pinned by this machine: none\nPeers paired with its shares: none\n"
     assert not home.exists()
+
+
+@pytest.mark.slow
+def test_verbose_ends_with_where_the_time_went(sharing, home, tmp_path):
+    ran = run("get", "-v", "--log-json", sharing.target + "/day1", tmp_path / "dest", home=home)
+    lines = [line for line in json_lines(ran.stderr) if line["message"].startswith("The bottleneck is")]
+
+    assert len(lines) == 1
+    assert lines[0]["share"] == "7k2m" and lines[0]["peer"] and lines[0]["transfer"]

@@ -79,3 +79,18 @@ def test_setting_up_twice_logs_once(capsys):
     LOG.warning("once")
 
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_json_lines_say_what_they_are_about(capsys):
+    logs.setup(0, json=True)
+    log = logging.getLogger("headrace.test")
+    with logs.about_all(share="7k2m"):
+        with logs.about(peer="0011aabb"):
+            log.warning("within")
+        log.warning("without a peer")
+    log.warning("outside")
+    within, between, outside = map(json.loads, capsys.readouterr().err.splitlines())
+
+    assert (within["share"], within["peer"]) == ("7k2m", "0011aabb")
+    assert between["share"] == "7k2m" and "peer" not in between
+    assert "share" not in outside

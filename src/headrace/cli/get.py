@@ -20,6 +20,7 @@ from headrace.cli.times import event as times_event
 from headrace.cli.times import lines as times_lines
 from headrace.cli.watching import watched
 from headrace.errors import StoppedError, UsageError, printable
+from headrace.observe import logs
 
 if TYPE_CHECKING:
     from headrace.client.get import GetOptions, GetResult, Transfer
@@ -164,7 +165,6 @@ class _Get:
         self._view: View | None = None  # the latest, for `headrace status`
         self._while_it_runs = contextlib.ExitStack()
         self._measure: Callable[[Source], None] = lambda source: None
-        self._breakdown: Breakdown | None = None  # with -v: where the time went
 
     def run(self) -> int:
         """The exit code. Raises signals.Stopped, and a HeadraceError for what ends the transfer as a whole."""
@@ -172,8 +172,6 @@ class _Get:
             self._measure = self._while_it_runs.enter_context(watched(self._common, "get", self._show.events))
             result = signals.run(self._work, cancel=self._cancel, tick=self._tick)
         assert self._transfer is not None
-        if self._breakdown:
-            self._show.where_time_went(self._breakdown)
         self._show.done(result, self._meter.look(self._transfer.progress.totals()))
         return result.error.exit_code if result.error else 0
 
@@ -183,7 +181,8 @@ class _Get:
         from headrace.client.times import Watch
 
         session = self._session = reach.connect(self._target, self._common)
-        with session:
+        ids = {"share": session.agreed.share, "peer": session.agreed.peer.hex()[:8], "transfer": os.urandom(4).hex()}
+        with logs.about_all(**ids), session:
             self._show.connected(session)
             transfer = Transfer(
                 session,
@@ -200,7 +199,9 @@ class _Get:
             watch = Watch(session) if self._common.verbose else None
             result = transfer.run()
             if watch:
-                self._breakdown = watch.breakdown(transfer.progress.ledger.spent(), result.seconds)
+                breakdown = watch.breakdown(transfer.progress.ledger.spent(), result.seconds)
+                if breakdown:
+                    self._show.where_time_went(breakdown)
             return result
 
     def _cancel(self) -> None:
@@ -314,7 +315,8 @@ class _Human(_Show):
             self.line.show(progress_line(view))
 
     def where_time_went(self, breakdown: Breakdown) -> None:
-        output.note_all("\n".join(times_lines(breakdown)))
+        for line in times_lines(breakdown):
+            log.info("%s", line)
 
     def done(self, result: GetResult, view: View) -> None:
         if result.compression:

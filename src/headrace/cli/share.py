@@ -13,6 +13,7 @@ from headrace.cli.text import human_limit, human_rate, human_seconds, human_size
 from headrace.cli.watching import watched
 from headrace.client.target import parse_code
 from headrace.errors import printable
+from headrace.observe import logs
 
 if TYPE_CHECKING:
     from headrace.host.server import ShareServer
@@ -86,6 +87,7 @@ def share(
             on_event=reporter.report,
         )
         measure(server.samples)
+        while_it_runs.enter_context(logs.about_all(share=server.code.share))
         undo.pop_all()
 
     with while_it_runs:

@@ -20,7 +20,7 @@ from headrace.host.packing import Packing
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.host.watch import Watcher
-from headrace.observe import metrics, tracing
+from headrace.observe import logs, metrics, tracing
 from headrace.observe.times import Ledger
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
@@ -130,7 +130,8 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
         stream.patient = lambda sending: not (sending and share.buffers.contended)
         with share.registry.present(stream, agreed, address, share.limit, messages.times) as ledger:
             metrics.HANDSHAKES.add(str(agreed.version))
-            _requests(messages, share, agreed, address, ledger)
+            with logs.about(peer=agreed.peer.hex()[:8]):
+                _requests(messages, share, agreed, address, ledger)
     except (ssl.SSLError, OSError) as why:
         log.debug("no TLS with %s: %s", address, why)  # port scanners; nothing that a user could mend
     except ConnectionLostError as why:

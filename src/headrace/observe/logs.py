@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 from headrace.errors import printable
@@ -39,6 +42,32 @@ def setup(verbosity: int = 0, *, json: bool = False, quiet: bool = False) -> Non
     logger.propagate = False
 
 
+_process: dict[str, str] = {}
+_thread: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def about_all(**ids: str) -> Iterator[None]:
+    """What every line of this process is about as long as the block runs: the share, the transfer. For JSON lines;
+    never a secret."""
+    _process.update(ids)
+    try:
+        yield
+    finally:
+        for name in ids:
+            _process.pop(name, None)
+
+
+@contextlib.contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """What lines of this thread are about as long as the block runs."""
+    token = _thread.set({**_thread.get(), **ids})
+    try:
+        yield
+    finally:
+        _thread.reset(token)
+
+
 class HumanFormatter(logging.Formatter):
     """`14:03:22 warning: MESSAGE`. details: also milliseconds, the logger, the thread and tracebacks."""
 
@@ -58,7 +87,8 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (UTC, ISO 8601), level, logger, thread, message, and traceback where there is one."""
+    """One object a line: time (UTC, ISO 8601), level, logger, thread, message, the ids of what it is about (`about`),
+    and traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         import json
@@ -69,6 +99,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "thread": record.threadName,
             "message": record.getMessage()[:MAX_MESSAGE],
+            **_process,
+            **_thread.get(),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)

@@ -174,8 +174,8 @@ class Counts:
 
 
 class Latencies:
-    """A histogram of seconds. Thread-safe. bounds: ascending. wanted: whether what `timing` times is observed; small reads
-    are not, where nobody could see it."""
+    """A histogram of seconds. Thread-safe. bounds: ascending. wanted: whether what `timing` times is observed; of small
+    reads it is not, where nobody could see it."""
 
     wanted = False
 
