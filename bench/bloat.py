@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bench import report
-from bench.far import Across, peers
-from bench.measure import run as run_command
-from bench.netlab import Lab, Profile
-from bench.ping import Ping
-from bench.process import BenchError, NotInstalledError
-from bench.workspace import checker, random_file, workspace
+from headrace.bench import report
+from headrace.bench.far import Across, peers
+from headrace.bench.measure import run as run_command
+from headrace.bench.netlab import Lab, Profile
+from headrace.bench.ping import Ping
+from headrace.bench.process import BenchError, NotInstalledError
+from headrace.bench.workspace import checker, random_file, workspace
 
 QUEUE: Final = 1.0  # seconds
 QUIET: Final = 3.0  # seconds of echoes before each copy

@@ -27,12 +27,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
+from bench import session
 from bench.bloat import quantile
 from bench.latency import NAME, WAYS, Way
-from bench.netlab import Lab, LabError, why_not
-from bench.peers import Headrace
-from bench.workspace import MIB, parse_size, place, random_file, workspace
+from headrace.bench import report
+from headrace.bench.netlab import Lab, LabError, why_not
+from headrace.bench.peers import Headrace
+from headrace.bench.workspace import MIB, parse_size, place, random_file, workspace
 from headrace.client.blocks import BlockFile, BlockReader
 from headrace.client.link import Link
 from headrace.client.session import Session

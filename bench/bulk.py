@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import report, session
-from bench.measure import Result
-from bench.workspace import GIB, MIB, parse_size, random_file, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Result
+from headrace.bench.workspace import GIB, MIB, parse_size, random_file, workspace
 
 
 def main() -> int:

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
-from bench.far import Across
-from bench.measure import Result, Spread, compare
-from bench.netlab import Lab, Profile, why_not
-from bench.peers import Headrace, Peer
-from bench.workspace import checker, parse_size, place, random_file, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.far import Across
+from headrace.bench.measure import Result, Spread, compare
+from headrace.bench.netlab import Lab, Profile, why_not
+from headrace.bench.peers import Headrace, Peer
+from headrace.bench.workspace import checker, parse_size, place, random_file, workspace
 
 TARGETS: Final = {("slow", "text"): 2.0, ("slow", "noise"): 0.98}  # how many times as fast auto has to be
 CASES: Final = ("auto", "off")

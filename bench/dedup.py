@@ -27,12 +27,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
+from bench import session
 from bench.index import Filler
-from bench.measure import Spread
-from bench.peers import HEADRACE, Headrace
-from bench.process import BenchError, Child, Command, tail
-from bench.workspace import GIB, MIB, digest, parse_size, place, random_file, workspace
+from headrace.bench import report
+from headrace.bench.measure import Spread
+from headrace.bench.peers import HEADRACE, Headrace
+from headrace.bench.process import BenchError, Child, Command, tail
+from headrace.bench.workspace import GIB, MIB, digest, parse_size, place, random_file, workspace
 from headrace.protocol.messages import CHUNK_SIZE
 from headrace.storage.index import DEFAULT_ENTRIES, ChunkIndex
 

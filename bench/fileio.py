@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.measure import touch_memory
+from headrace.bench.measure import touch_memory
 from headrace.errors import UsageError
 from headrace.storage.fileio import FileIO, NewFile, Range, Wanted
 from headrace.storage.platform import platform_io

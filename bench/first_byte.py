@@ -25,11 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
-from bench.measure import Spread
-from bench.peers import HEADRACE, Headrace
-from bench.process import BenchError, Child, Command, tail
-from bench.workspace import GIB, MIB, free, parse_size, place, random_file, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Spread
+from headrace.bench.peers import HEADRACE, Headrace
+from headrace.bench.process import BenchError, Child, Command, tail
+from headrace.bench.workspace import GIB, MIB, free, parse_size, place, random_file, workspace
 
 SIZE: Final = 10 * GIB
 SMALL: Final = 64 * MIB

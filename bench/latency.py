@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
+from bench import session
 from bench.bloat import quantile
-from bench.far import TRANSPORTS
-from bench.netlab import Lab, LabError, Profile, why_not
-from bench.peers import HEADRACE, Headrace
-from bench.process import BenchError, Child, Command, tail
-from bench.workspace import MIB, place, random_file, workspace
+from headrace.bench import report
+from headrace.bench.far import TRANSPORTS
+from headrace.bench.netlab import Lab, LabError, Profile, why_not
+from headrace.bench.peers import HEADRACE, Headrace
+from headrace.bench.process import BenchError, Child, Command, tail
+from headrace.bench.workspace import MIB, place, random_file, workspace
 from headrace.client.remote import RemoteShare
 from headrace.client.session import Session
 from headrace.client.target import Target

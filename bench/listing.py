@@ -17,11 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-from bench import report, session
-from bench.measure import Spread
-from bench.peers import Headrace
-from bench.process import BenchError
-from bench.workspace import place, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Spread
+from headrace.bench.peers import Headrace
+from headrace.bench.process import BenchError
+from headrace.bench.workspace import place, workspace
 from headrace.client.attributes import Attributes
 from headrace.client.link import Link
 from headrace.client.session import Session

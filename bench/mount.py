@@ -17,15 +17,16 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Final
 
-from bench import procfs, report, session
+from bench import session
 from bench.bloat import quantile
-from bench.far import LOOPBACK
-from bench.measure import Spread, touch_memory
 from bench.mountfiles import Files, make
-from bench.mounts import CACHE_RAM, MOUNTERS, Mounted, Mounter
-from bench.netlab import ROOT, Lab, LabError, Profile, why_not
-from bench.process import POLL, BenchError, Child, Command, NotInstalledError, environment, tail
-from bench.workspace import GIB, MIB, parse_size, workspace
+from headrace.bench import procfs, report
+from headrace.bench.far import LOOPBACK
+from headrace.bench.measure import Spread, touch_memory
+from headrace.bench.mounts import CACHE_RAM, MOUNTERS, Mounted, Mounter
+from headrace.bench.netlab import Lab, LabError, Profile, why_not
+from headrace.bench.process import POLL, BenchError, Child, Command, NotInstalledError, environment, tail
+from headrace.bench.workspace import GIB, MIB, parse_size, workspace
 
 REFERENCE: Final = "sshfs"
 TIMEOUT: Final = 900.0  # seconds for one work
@@ -245,8 +246,8 @@ class Scene:
 
     def _work(self, work: str, arguments: dict[str, Any], mounted: Mounted) -> Figures:
         said, errors = self._folder / "work.json", self._folder / "work.log"
-        argv = (sys.executable, "-m", "bench.mountwork", work, json.dumps(arguments))
-        command = Command(argv, environment() | {"PYTHONPATH": str(ROOT)})
+        argv = (sys.executable, "-m", "headrace.bench.mountwork", work, json.dumps(arguments))
+        command = Command(argv, environment())
         with Child(command, said, errors) as child:
             try:
                 deadline = time.monotonic() + TIMEOUT

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.mountwork import SEEK
-from bench.process import BenchError
-from bench.sshd import program
-from bench.workspace import random_file
+from headrace.bench.mountwork import SEEK
+from headrace.bench.process import BenchError
+from headrace.bench.sshd import program
+from headrace.bench.workspace import random_file
 
 FIRSTS: Final = 40  # files whose first byte is read
 FIRST_SIZE: Final = 256 << 10

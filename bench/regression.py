@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from bench import report, session
-from bench.peers import Headrace
-from bench.process import BenchError
+from bench import session
 from bench.sampler import ENTRIES, FILE, FILE_SIZE, FOLDER, NAMES, Timed
-from bench.workspace import MIB, place, random_file, workspace
+from headrace.bench import report
+from headrace.bench.peers import Headrace
+from headrace.bench.process import BenchError
+from headrace.bench.workspace import MIB, place, random_file, workspace
 
 ROOT: Final = Path(__file__).parents[1]
 BASELINE: Final = Path(__file__).with_name("latency.json")

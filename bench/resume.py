@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
-from bench.measure import Spread
-from bench.peers import HEADRACE, Headrace
-from bench.process import BenchError, Child, Command, tail
-from bench.workspace import GIB, parse_size, place, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Spread
+from headrace.bench.peers import HEADRACE, Headrace
+from headrace.bench.process import BenchError, Child, Command, tail
+from headrace.bench.workspace import GIB, parse_size, place, workspace
 
 SIZE: Final = 10 * GIB
 DATA: Final = 0.15  # part of the file that is no hole

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, TypedDict
 
-from bench.pingpong import PingPong
+from headrace.bench.pingpong import PingPong
 from headrace.client.remote import RemoteShare
 from headrace.client.session import Session
 from headrace.client.target import Target

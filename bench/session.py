@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import report
-from bench.measure import Result, compare
-from bench.peers import FAST_CIPHER, Cp, Headrace, Loopback, Peer, RsyncDaemon, RsyncOverSsh, Scp
-from bench.process import BenchError, orderly
-from bench.workspace import checker, place
+from headrace.bench import report
+from headrace.bench.measure import Result, compare
+from headrace.bench.peers import FAST_CIPHER, Cp, Headrace, Loopback, Peer, RsyncDaemon, RsyncOverSsh, Scp
+from headrace.bench.process import BenchError, orderly
+from headrace.bench.workspace import checker, place
 
 CLEAR: Final = ("--data-plane", "clear")
 REFERENCES: Final = ("scp-gcm", "rsync-daemon")

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
-from bench.measure import Spread, run
-from bench.peers import HEADRACE
-from bench.process import Command, environment
-from bench.workspace import MIB, place, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Spread, run
+from headrace.bench.peers import HEADRACE
+from headrace.bench.process import Command, environment
+from headrace.bench.workspace import MIB, place, workspace
 
 VERSION: Final = "python -m headrace --version"
 TARGET: Final = 150.0  # milliseconds for it

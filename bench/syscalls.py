@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.measure import run
-from bench.peers import HEADRACE, Headrace
-from bench.process import BenchError, Command
 from bench.session import CLEAR
-from bench.workspace import MIB, checker, parse_size, place, random_file, workspace
+from headrace.bench.measure import run
+from headrace.bench.peers import HEADRACE, Headrace
+from headrace.bench.process import BenchError, Command
+from headrace.bench.workspace import MIB, checker, parse_size, place, random_file, workspace
 
 CASES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {  # options of get, options of share
     "tls": ((), ()),

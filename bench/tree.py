@@ -8,9 +8,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from bench import report, session
-from bench.measure import Result
-from bench.workspace import parse_size, random_tree, tree_size, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Result
+from headrace.bench.workspace import parse_size, random_tree, tree_size, workspace
 
 BLOCK = 4096  # bytes; what a file of one byte takes
 CASES = [name for name in session.CASES if name != "sendfile"]  # that one copies one file

@@ -13,14 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
+from bench import session
 from bench.bloat import bloat
-from bench.far import CASES, TRANSPORTS, Across, peers
-from bench.flow import goodput
-from bench.measure import Result, Spread, compare
-from bench.netlab import Lab, LabError, Profile, why_not
-from bench.peers import FAST_CIPHER
-from bench.workspace import checker, parse_size, random_file, workspace
+from headrace.bench import report
+from headrace.bench.far import CASES, TRANSPORTS, Across, peers
+from headrace.bench.flow import goodput
+from headrace.bench.measure import Result, Spread, compare
+from headrace.bench.netlab import Lab, LabError, Profile, why_not
+from headrace.bench.peers import FAST_CIPHER
+from headrace.bench.workspace import checker, parse_size, random_file, workspace
 
 NOTES: Final = (
     "Wall time of the whole command, start-up and connecting included, as payload by the link's rate. With packets of"

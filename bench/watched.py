@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import report, session
-from bench.measure import Spread, compare
-from bench.peers import Headrace
-from bench.workspace import checker, parse_size, place, random_file, workspace
+from bench import session
+from headrace.bench import report
+from headrace.bench.measure import Spread, compare
+from headrace.bench.peers import Headrace
+from headrace.bench.workspace import checker, parse_size, place, random_file, workspace
 
 TARGET: Final = 0.99  # of the rate without
 EVERY: Final = 1.0  # seconds between two scrapes; Prometheus's default is 15 to 60

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from bench import netlab, ping
 from bench.bloat import Growth, quantile, row
-from bench.far import first_byte
-from bench.netlab import Lab, Profile
-from bench.process import BenchError
+from headrace.bench import netlab, ping
+from headrace.bench.far import first_byte
+from headrace.bench.netlab import Lab, Profile
+from headrace.bench.process import BenchError
 
 IP = bytes([0x45]) + bytes(19)
 LAB = pytest.mark.skipif(bool(netlab.why_not()), reason=netlab.why_not() or "there is a lab")

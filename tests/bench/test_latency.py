@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.latency import Scene, Times, Way, row
-from bench.netlab import Profile
-from bench.workspace import MIB
+from headrace.bench.netlab import Profile
+from headrace.bench.workspace import MIB
 
 
 def test_a_row_has_the_quantiles_the_ratio_and_the_aim():

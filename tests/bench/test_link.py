@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.link import CREDIT, Direction, Profile, is_udp, line_length
+from headrace.bench.link import CREDIT, Direction, Profile, is_udp, line_length
 
 KILOBYTE = bytes(1000)
 

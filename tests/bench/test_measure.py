@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import measure, process, procfs, report, workspace
+from headrace.bench import measure, process, procfs, report, workspace
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

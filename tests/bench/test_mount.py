@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import mounts
 from bench.mount import Case, Row, Run, Work, table
 from bench.mountfiles import Files, make
-from bench.mounts import Mounted, is_mounted
-from bench.mountwork import main as work
-from bench.process import BenchError, Command
+from headrace.bench import mounts
+from headrace.bench.mounts import Mounted, is_mounted
+from headrace.bench.mountwork import main as work
+from headrace.bench.process import BenchError, Command
 
 ROOT = Path(__file__).parents[2]
 FUSE = os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import netlab, procfs
-from bench.flow import goodput
-from bench.netlab import Host, Lab, LabError, Profile
+from headrace.bench import netlab, procfs
+from headrace.bench.flow import goodput
+from headrace.bench.netlab import Host, Lab, LabError, Profile
 
 pytestmark = pytest.mark.skipif(bool(netlab.why_not()), reason=netlab.why_not() or "there is a lab")
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # A program with a lab and a process on it, for the tests that end the program.
 HOLDER = """
 import time
-from bench.netlab import Lab, Profile
+from headrace.bench.netlab import Lab, Profile
 with Lab(Profile()) as lab:
     print(lab.a.name, lab.b.popen(["sleep", "300"]).pid, flush=True)
     time.sleep(300)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from bench import regression
-from bench.pingpong import PingPong
-from bench.process import BenchError
 from bench.regression import FIRST, LIMIT, MOST, Bench, Figure, blocks, compare, figure, gate, judge
 from bench.sampler import NAMES, slowed
+from headrace.bench.pingpong import PingPong
+from headrace.bench.process import BenchError
 
 BEFORE = {name: [[7.0, 7.1, 7.2]] * 8 for name in NAMES}
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from bench.netlab import Host, Lab, Profile, why_not
+from headrace.bench.netlab import Host, Lab, Profile, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import pytest
 
-from bench.netlab import Lab, Profile, why_not
+from headrace.bench.netlab import Lab, Profile, why_not
 
 from .support import CODE, MIB, noise, wait_until
 

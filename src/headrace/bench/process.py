@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
-from bench import procfs
+from headrace.bench import procfs
 
 READY_TIMEOUT: Final = 30.0  # seconds for a server to be ready
 STOP_TIMEOUT: Final = 10.0  # seconds for a program to end when asked to

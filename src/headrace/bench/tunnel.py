@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from bench.link import Direction, Profile
+from headrace.bench.link import Direction, Profile
 
 DEVICE: Final = "wire0"
 VNET_HEADER: Final = 10  # bytes of struct virtio_net_hdr

@@ -13,7 +13,7 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-from bench.netlab import Lab
+from headrace.bench.netlab import Lab
 
 EVERY: Final = 0.05  # seconds: 20 a second are nothing to the link
 LAST: Final = 2.0  # seconds for the last answers

@@ -13,8 +13,8 @@ from typing import Final
 
 import blake3
 
-from bench.measure import DifferentError
-from bench.process import BenchError
+from headrace.bench.measure import DifferentError
+from headrace.bench.process import BenchError
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Final
 
-from bench.netlab import Lab
+from headrace.bench.netlab import Lab
 
 _PIECE: Final = bytes(1 << 18)
 _TIMEOUT: Final = 60.0  # seconds for one read

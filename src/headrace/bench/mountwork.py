@@ -1,6 +1,6 @@
-"""What programs do with a mounted folder, timed. `bench.mount` starts it: a mount that hangs then hangs this process.
+"""What programs do with a mounted folder, timed. A benchmark starts it: a mount that hangs then hangs this process.
 
-    python -m bench.mountwork WORK '{"point": FOLDER, ...}'
+    python -m headrace.bench.mountwork WORK '{"point": FOLDER, ...}'
 
 Prints one JSON object of figures in seconds. Whatever was read is compared with what was shared, after it was timed.
 Exits with 1 and says why on standard error where that differs.

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from bench.process import Child, Command, NotInstalledError, environment, listen
+from headrace.bench.process import Child, Command, NotInstalledError, environment, listen
 
 PRIVILEGE_SEPARATION: Final = Path("/run/sshd")  # Debian's sshd wants it when root starts it
 SFTP_SERVERS: Final = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/libexec/sftp-server")

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from bench import loopback
-from bench.process import (
+from headrace.bench import loopback
+from headrace.bench.process import (
     POLL,
     READY_TIMEOUT,
     BenchError,
@@ -25,7 +25,7 @@ from bench.process import (
     listen,
     tail,
 )
-from bench.sshd import Sshd, program
+from headrace.bench.sshd import Sshd, program
 
 HEADRACE: Final = (sys.executable, "-m", "headrace")
 FAST_CIPHER: Final = "aes128-gcm@openssh.com"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
-from bench import procfs
-from bench.far import LOOPBACK, FarSshd
-from bench.peers import FAST_CIPHER, HEADRACE, Headrace
-from bench.process import POLL, READY_TIMEOUT, BenchError, Child, Command, tail
-from bench.sshd import Sshd, program
+from headrace.bench import procfs
+from headrace.bench.far import LOOPBACK, FarSshd
+from headrace.bench.peers import FAST_CIPHER, HEADRACE, Headrace
+from headrace.bench.process import POLL, READY_TIMEOUT, BenchError, Child, Command, tail
+from headrace.bench.sshd import Sshd, program
 
 CACHE_RAM: Final = "256M"  # headrace's default
 _MOUNTS: Final = Path("/proc/self/mountinfo")

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.measure import Result, Sample, Spread
-from bench.peers import HEADRACE
-from bench.process import NotInstalledError
-from bench.sshd import program
+from headrace.bench.measure import Result, Sample, Spread
+from headrace.bench.peers import HEADRACE
+from headrace.bench.process import NotInstalledError
+from headrace.bench.sshd import program
 
 
 @dataclass(frozen=True, slots=True)

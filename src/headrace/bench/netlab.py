@@ -6,7 +6,7 @@
         lab.a.run(["headrace", "get", f"{lab.b.address}:7420"])
 
 It needs root and Linux. Not every kernel has netem: the link is a process that carries packets between two TUN devices
-(bench/tunnel.py, bench/link.py). It carries some hundred Mbit/s; a larger `mtu` or `offload` carries more, and
+(`tunnel`, `link`). It carries some hundred Mbit/s; a larger `mtu` or `offload` carries more, and
 docs/performance.md says how much. A profile with `veth` takes the kernel's own link: a rate and a queue, nothing else.
 """
 
@@ -26,15 +26,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from bench import procfs
-from bench.link import CHANGEABLE, Counts, Profile
-from bench.process import BenchError, NotInstalledError, environment
-from bench.sshd import program
-from bench.tunnel import DEVICE
+from headrace.bench import procfs
+from headrace.bench.link import CHANGEABLE, Counts, Profile
+from headrace.bench.process import BenchError, NotInstalledError, environment
+from headrace.bench.sshd import program
+from headrace.bench.tunnel import DEVICE
 
 __all__ = ["Host", "Lab", "LabError", "Profile", "why_not"]
 
-ROOT: Final = Path(__file__).parents[1]
 NAMESPACES: Final = Path("/run/netns")
 PREFIX: Final = "headrace-lab-"
 ANSWER_TIMEOUT: Final = 10.0  # seconds
@@ -220,11 +219,11 @@ class _Tunnel:
     def start(self) -> None:
         arguments = (json.dumps(asdict(self._profile)), *(host.path for host in self._hosts))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.tunnel", *arguments],
+            [sys.executable, "-m", "headrace.bench.tunnel", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for who started it
-            env=environment() | {"PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
         self._answer()
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench import procfs
-from bench.peers import Peer
-from bench.process import BenchError, Child, Command, NotInstalledError, tail
+from headrace.bench import procfs
+from headrace.bench.peers import Peer
+from headrace.bench.process import BenchError, Child, Command, NotInstalledError, tail
 
 TIMEOUT: Final = 600.0  # seconds for one run
 SAMPLE_EVERY: Final = 0.05  # seconds between two looks at the memory

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench.netlab import Lab
-from bench.peers import FAST_CIPHER, Headrace, Peer, RsyncDaemon, Scp
-from bench.process import POLL, BenchError, Child, Command, listen, tail
-from bench.sshd import Sshd, program
+from headrace.bench.netlab import Lab
+from headrace.bench.peers import FAST_CIPHER, Headrace, Peer, RsyncDaemon, Scp
+from headrace.bench.process import POLL, BenchError, Child, Command, listen, tail
+from headrace.bench.sshd import Sshd, program
 
 LOOPBACK: Final = "127.0.0.1"
 EVERY: Final = "0.0.0.0"
