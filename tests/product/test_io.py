@@ -79,7 +79,8 @@ def test_every_backend_makes_the_same_tree(backend: str, tree: Path, tmp_path: P
         again = run_get(
             host.address, dest, "--io", backend, "--checksum", "--on-exist", "overwrite", home=tmp_path / "home"
         ).check_ok()
-        assert again.done["bytes_received"] == 9 * MIB
+        # plain goes without what finds the rest of it here.
+        assert again.done["bytes_received"] == (9 * MIB if backend == "plain" else 4096)
         assert_same_tree(dest, tree)
 
 

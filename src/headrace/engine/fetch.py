@@ -235,13 +235,15 @@ class Fetcher:
                 self.settle(job, why, began=False)
         return []
 
-    def fill(self, task: Task, digest: bytes, copy: Callable[[int], bool] | None) -> None:
-        """Puts a chunk in place by `copy` (see Partial.fill), or as zeros. Where `copy` cannot, it is fetched."""
+    def fill(self, task: Task, digest: bytes, copy: Callable[[int], bool] | None) -> bool:
+        """Puts a chunk in place by `copy` (see Partial.fill), or as zeros. False: `copy` could not, the chunk is still
+        to come; it is the caller's then."""
         job = task.job
         if not self.begin(job):
-            return
+            return True
         assert job.partial is not None
         error: HeadraceError | None = None
+        filled = True
         try:
             if copy is None:
                 job.partial.write_zeros(task.offset, task.length)
@@ -250,10 +252,11 @@ class Fetcher:
                 job.partial.commit(task.index, digest)
                 self.progress.reused(task.length)
             else:
-                self.queue.push([task])
+                filled = False
         except FILE_ERRORS as why:
             error = why
         self.settle(job, error)
+        return filled
 
     def patch(self, task: Task, write: Callable[[Partial], object]) -> None:
         """Lets `write` put in place what is known of a chunk. The rest of it comes by `task`, if it has ranges; if it

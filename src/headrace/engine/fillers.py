@@ -46,8 +46,8 @@ class Jobs(Protocol):
     def work_of_held(self, job: Job) -> Iterable[Work]:
         """As if the job had never been held."""
 
-    def fill(self, task: Task, digest: bytes, copy: Callable[[int], bool] | None) -> None:
-        """Puts a chunk in place by `copy`, or as zeros. Where `copy` cannot, it is fetched."""
+    def fill(self, task: Task, digest: bytes, copy: Callable[[int], bool] | None) -> bool:
+        """Puts a chunk in place by `copy`, or as zeros. False: `copy` could not, the chunk is still to come."""
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +113,9 @@ class Fillers:
         def copy(fd: int) -> bool:
             return index is not None and copier.fill(index, fill.places, fd, offset, length)
 
-        jobs.fill(Task(fill.job, fill.index, offset, length), fill.digest, copy if fill.places else None)
+        task = Task(fill.job, fill.index, offset, length)
+        if not jobs.fill(task, fill.digest, copy if fill.places else None):
+            jobs.queue.push([task])
 
     def _the_copier(self) -> Copier:
         with self._changed:

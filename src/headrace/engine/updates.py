@@ -349,13 +349,13 @@ class Updates:
         return False
 
     def _from_index(self, task: Task, digest: bytes) -> bool:
+        """Whether the chunk lies in another file here. What the index knows may be this very file, as it was before."""
         index = self._index.ready(0)
         places = index.lookup([digest]).get(digest) if index else None
         if index is None or not places:
             return False
         copier = self._the_copier()
-        self._bound.fill(task, digest, lambda fd: copier.fill(index, places, fd, task.offset, task.length))
-        return True
+        return self._bound.fill(task, digest, lambda fd: copier.fill(index, places, fd, task.offset, task.length))
 
     def _the_copier(self) -> Copier:
         if self._copier is None:
