@@ -329,13 +329,14 @@ class Link:
                     self._gone(began, why)
                 self._changed.notify_all()
             return
-        with self._changed:
-            self._opening[bulk] -= 1
-        self._seat(session, lane, bulk=bulk)
+        self._seat(session, lane, bulk=bulk, opened=1)
 
-    def _seat(self, session: Session, lane: Lane, *, bulk: bool) -> None:
+    def _seat(self, session: Session, lane: Lane, *, bulk: bool, opened: int = 0) -> None:
+        """opened: lanes of `_opening` that this is. Under one lock with the seat: between the two there would seem to
+        be room for a further one."""
         seat = _Seat(session, lane, bulk=bulk)
         with self._changed:
+            self._opening[bulk] -= opened
             if self._closed or self._session is not session:
                 unwanted = True
             else:
