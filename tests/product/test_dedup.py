@@ -294,6 +294,7 @@ def test_a_share_that_was_killed_and_started_again_hashes_nothing_anew(file: Pat
         host.wait()
     with Host(file, home=hosts) as host:
         run_get(host.address, tmp_path / "second", home=tmp_path / "two").check_ok()
+        wait_until(lambda: kept()["bytes_not_hashed"] == SIZE, "what was counted is kept")  # before the host is killed
     assert facts_of(tmp_path / "second") == facts_of(file)
     figures = kept()
     assert (figures["manifest_hits"], figures["manifest_misses"]) == (1, 1)
