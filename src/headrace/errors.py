@@ -214,6 +214,21 @@ class RemoteIOError(HeadraceError):
     default_hint = "Check the host's disk."
 
 
+class RemoteDiskError(HeadraceError):
+    """The host's disk does not take what is written into the share."""
+
+    exit_code = 8
+    code = "remote_disk"
+    default_hint = "Make room on the host's disk, then run the same command again to resume."
+
+
+class RemoteFileError(RemoteDiskError):
+    """The host's disk does not take one file or folder, and may well take the others."""
+
+    code = "remote_file"
+    default_hint = "Look at what is there on the host, then run the same command again."
+
+
 class StoppedError(HeadraceError):
     """The transfer was cancelled from this side."""
 
@@ -245,8 +260,11 @@ FROM_HOST: dict[str, type[HeadraceError]] = {
         PermissionRefusedError,
         NoCommonVersionError,
         SourceChangedError,
+        DestinationExistsError,
         ProtocolError,
         RemoteIOError,
+        RemoteDiskError,
+        RemoteFileError,
     )
 }
 

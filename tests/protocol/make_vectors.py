@@ -28,6 +28,7 @@ BYTES_HASH: Final = bytes.fromhex("31a0e4331d7b350d9ec4f8bce05f682bc57485cfe97a3
 ZEROS: Final = bytes.fromhex("28b52ffd 60e802 431f00 00")
 FILE: Final = m.Entry(b"take-1.mov", "f", 9_000_000_000, 1_700_000_000_123_456_789, 0o644, b"", VERSION, sparse=True)
 
+TRANSFER: Final = bytes(range(0x40, 0x50))
 TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of W3C Trace Context
 
 FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
@@ -113,6 +114,73 @@ FRAMES: Final[list[tuple[str, m.Message, bytes]]] = [
         m.Times(14, 9.5, 0.5, 0.25, 1.0, 0.0, 0.75, 1048576.0),
         b"",
     ),
+    ("a transfer into the share begins", m.PutBegin(15, TRANSFER), b""),
+    ("it may; and this run of the machine is called so", m.PutReady(15, VERSION), b""),
+    (
+        "a folder, and a symlink in it",
+        m.PutNames(
+            16,
+            TRANSFER,
+            [b"day 2", b"day 2/latest"],
+            [m.Entry(b"", "d", mode=0o750), m.Entry(b"", "l", target=b"take-9.mov")],
+        ),
+        b"",
+    ),
+    (
+        "the folder was there; the symlink leads outside",
+        m.PutDone(16, failed=[1], codes=["refused"], texts=["no"]),
+        b"",
+    ),
+    (
+        "permissions and time of that folder",
+        m.PutAttributes(17, TRANSFER, [b"day 2"], [m.Entry(b"", "d", mtime_ns=1_700_000_000_000_000_000, mode=0o750)]),
+        b"",
+    ),
+    (
+        "two small files, the second one empty",
+        m.PutFiles(
+            18,
+            TRANSFER,
+            [b"day 2/notes", b"day 2/empty"],
+            [m.Entry(b"", "f", 10, 1, 0o644, b"", VERSION), m.Entry(b"", "f", 0, 1, 0o600, b"", VERSION)],
+            BYTES_HASH,
+        ),
+        BYTES,
+    ),
+    ("both are there; another client's notes were replaced", m.PutDone(18, replaced=[0]), b""),
+    (
+        "a large file, which is a new version of another one",
+        m.PutOpen(19, TRANSFER, b"day 2/take-1.mov", msgspec.structs.replace(FILE, name=b""), b"day 1/take-1.mov"),
+        b"",
+    ),
+    ("the first two chunks and the fifth came before", m.PutOpened(19, [(0, 2), (4, 1)], offer=True, others=1), b""),
+    (
+        "are chunks 2 and 3 on the host's disk?",
+        m.PutOffer(20, TRANSFER, b"day 2/take-1.mov", VERSION, 2, BYTES_HASH + bytes(32)),
+        b"",
+    ),
+    ("the second of them is not", m.PutWanted(20, [3]), b""),
+    (
+        "the first ten bytes of a chunk, which is longer",
+        m.PutChunk(21, TRANSFER, b"day 2/take-1.mov", VERSION, 3, bytes(range(32))),
+        BYTES,
+    ),
+    (
+        "the next thousand, a frame of zeros",
+        m.PutChunk(22, TRANSFER, b"day 2/take-1.mov", VERSION, 3, bytes(range(32)), at=10, size=1000, packed="zstd"),
+        ZEROS,
+    ),
+    (
+        "a chunk of zeros",
+        m.PutChunk(23, TRANSFER, b"day 2/take-1.mov", VERSION, 5, bytes(range(32)), zero=True),
+        b"",
+    ),
+    ("it is in its place, and the host knew one like it", m.PutStored(23, known=True), b""),
+    ("that was all of the file", m.PutCommit(24, TRANSFER, b"day 2/take-1.mov", VERSION), b""),
+    ("it has its name; another client writes there as well", m.PutCommitted(24, others=1), b""),
+    ("the file is not wanted any more", m.PutLeave(25, TRANSFER, b"day 2/take-2.mov", VERSION, discard=True), b""),
+    ("all is sent; tell when it is on the disk", m.PutEnd(26, TRANSFER), b""),
+    ("it is; one file was replaced by another client since", m.PutEnded(26, VERSION, [b"day 2/notes"]), b""),
 ]
 
 
@@ -138,7 +206,8 @@ def phase_of(message: m.Message) -> int:
     blocks = (m.GetBlocks, m.Blocks, m.GetRanges)
     mount = (m.Watch, m.Changed, m.Look, m.Looked, m.StatFs, m.StatFsReply)
     times = (m.Trace, m.GetTimes, m.Times)
-    return m.PHASE_BULK if isinstance(message, (*bulk, *blocks, *mount, *times)) else m.PHASE_BASELINE
+    puts = (*m.PUTS, *m.PUT_ANSWERS)
+    return m.PHASE_BULK if isinstance(message, (*bulk, *blocks, *mount, *times, *puts)) else m.PHASE_BASELINE
 
 
 def frames() -> dict[str, Any]:

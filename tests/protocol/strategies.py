@@ -46,6 +46,11 @@ entries = st.one_of(
     st.builds(m.Entry, name=names, kind=st.sampled_from(["d", "o"]), mode=st.integers(0, 0o7777)),
 )
 
+transfers = st.binary(min_size=m.TRANSFER_SIZE, max_size=m.TRANSFER_SIZE)
+numbers = st.lists(st.integers(0, 1 << 40), max_size=3)
+path_lists = st.lists(wire_paths, max_size=3)
+entry_lists = st.lists(entries, max_size=3)
+
 MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
     m.Hello: st.builds(
         m.Hello,
@@ -175,6 +180,81 @@ MESSAGES: Final[dict[type[m.Message], st.SearchStrategy[m.Message]]] = {
         rest=seconds,
         limit=seconds,
     ),
+    m.PutBegin: st.builds(m.PutBegin, id=ids, transfer=transfers),
+    m.PutReady: st.builds(m.PutReady, id=ids, run=transfers),
+    m.PutNames: st.builds(
+        m.PutNames, id=ids, transfer=transfers, paths=path_lists, entries=entry_lists, replace=st.booleans()
+    ),
+    m.PutAttributes: st.builds(m.PutAttributes, id=ids, transfer=transfers, paths=path_lists, entries=entry_lists),
+    m.PutFiles: st.builds(
+        m.PutFiles,
+        id=ids,
+        transfer=transfers,
+        paths=path_lists,
+        entries=entry_lists,
+        hash=hashes,
+        replace=st.booleans(),
+        packed=packed_words,
+    ),
+    m.PutDone: st.builds(
+        m.PutDone,
+        id=ids,
+        made=numbers,
+        replaced=numbers,
+        failed=numbers,
+        codes=st.lists(words, max_size=2),
+        texts=st.lists(words, max_size=2),
+    ),
+    m.PutOpen: st.builds(
+        m.PutOpen,
+        id=ids,
+        transfer=transfers,
+        path=wire_paths,
+        entry=entries,
+        old=wire_paths,
+        compare=st.booleans(),
+    ),
+    m.PutOpened: st.builds(
+        m.PutOpened,
+        id=ids,
+        held=st.lists(st.tuples(sizes, sizes), max_size=3),
+        offer=st.booleans(),
+        there=st.booleans(),
+        others=sizes,
+    ),
+    m.PutOffer: st.builds(
+        m.PutOffer,
+        id=ids,
+        transfer=transfers,
+        path=wire_paths,
+        version=versions,
+        first=st.integers(-(1 << 63), 1 << 40),
+        hashes=st.lists(hashes, max_size=4).map(b"".join),
+    ),
+    m.PutWanted: st.builds(m.PutWanted, id=ids, chunks=numbers),
+    m.PutChunk: st.builds(
+        m.PutChunk,
+        id=ids,
+        transfer=transfers,
+        path=wire_paths,
+        version=versions,
+        chunk=st.integers(-(1 << 63), 1 << 40),
+        hash=hashes,
+        zero=st.booleans(),
+        at=st.integers(-(1 << 63), m.CHUNK_SIZE),
+        size=st.integers(0, m.MAX_PART),
+        packed=packed_words,
+    ),
+    m.PutStored: st.builds(m.PutStored, id=ids, known=st.booleans()),
+    m.PutCommit: st.builds(
+        m.PutCommit, id=ids, transfer=transfers, path=wire_paths, version=versions, replace=st.booleans()
+    ),
+    m.PutCommitted: st.builds(m.PutCommitted, id=ids, others=sizes, replaced=st.booleans()),
+    m.PutLeave: st.builds(
+        m.PutLeave, id=ids, transfer=transfers, path=wire_paths, version=versions, discard=st.booleans()
+    ),
+    m.PutEnd: st.builds(m.PutEnd, id=ids, transfer=transfers, sync=st.booleans()),
+    m.PutEnded: st.builds(m.PutEnded, id=ids, run=transfers, lost=path_lists),
 }
 messages = st.one_of(*MESSAGES.values())
 

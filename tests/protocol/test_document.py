@@ -120,6 +120,7 @@ def test_limits() -> None:
         *(messages.READ_SIZE, messages.CHUNK_SIZE, messages.MAX_ENTRIES, messages.MAX_HASHES, messages.MAX_FILE_SIZE),
         *(messages.MAX_BATCH_ITEMS, messages.MAX_BATCH_FILE, messages.MAX_BATCH_SIZE, messages.MAX_PART),
         *(messages.MAX_CHANGES, messages.MAX_RANGES, messages.MAX_MARKS),
+        *(messages.MAX_PUT_ITEMS, messages.MAX_PUT_FILES, messages.MAX_OFFER, messages.MAX_HELD),
         *(session.MAX_FEATURES, session.MAX_WORD, paths.MAX_NAME, paths.MAX_PATH, paths.MAX_DEPTH),
     ):
         assert re.search(rf"\b{limit}\b", text), limit
@@ -145,6 +146,10 @@ def test_sizes() -> None:
         (rows(section("`chunk`"))["hash"], messages.HASH_SIZE),
         (rows(section("`batch`"))["hash"], messages.HASH_SIZE),
         (rows(section("`get-batch`"))["items"], messages.VERSION_SIZE),
+        *((rows(section(f"`{name}`"))["version"], messages.VERSION_SIZE) for name in ("put-offer", "put-chunk")),
+        *((rows(section(f"`{name}`"))["hash"], messages.HASH_SIZE) for name in ("put-files", "put-chunk")),
+        (rows(section("`put-begin`"))["transfer"], messages.TRANSFER_SIZE),
+        (rows(section("`put-ready`"))["run"], messages.TRANSFER_SIZE),
         (rows(section("Entries"))["version"], messages.VERSION_SIZE),
     ):
         assert f" {size} bytes" in row[2]

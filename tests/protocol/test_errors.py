@@ -43,7 +43,7 @@ def test_an_error_arrives_as_what_it_was(cls: type[HeadraceError]) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["usage", "disk", "stopped", "unreachable", "lost", "integrity", "exists", "different", "some_failed"]
+    "code", ["usage", "disk", "stopped", "unreachable", "lost", "integrity", "different", "some_failed"]
 )
 def test_a_host_cannot_choose_an_exit_code_that_is_not_for_it_to_choose(code: str) -> None:
     error = from_wire(code, "it broke")

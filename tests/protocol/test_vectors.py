@@ -63,6 +63,9 @@ def test_phases(kind: str) -> None:
     bulk |= {"get-blocks", "blocks", "get-ranges"}
     bulk |= {"watch", "changed", "look", "looked", "statfs", "statfs-reply"}
     bulk |= {"trace", "get-times", "times"}
+    bulk |= {"put-begin", "put-ready", "put-names", "put-attributes", "put-files", "put-done", "put-open", "put-opened"}
+    bulk |= {"put-offer", "put-wanted", "put-chunk", "put-stored", "put-commit", "put-committed", "put-leave"}
+    bulk |= {"put-end", "put-ended"}
     for vector in FRAMES[kind]:
         assert vector["phase"] == (8 if vector["header"]["type"] in bulk else 7)
 

@@ -24,7 +24,7 @@ from headrace.observe import logs, metrics, tracing
 from headrace.observe.times import Ledger
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import ROLE_CONTROL, Goodbye
-from headrace.protocol.session import CLEAR, FEATURES, SEALED, ZSTD, Agreed, HostHandshake, Versions, error_message
+from headrace.protocol.session import CLEAR, FEATURES, PUT, SEALED, ZSTD, Agreed, HostHandshake, Versions, error_message
 from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
@@ -153,7 +153,7 @@ def _handshake(messages: MessageStream, share: Share, address: str, features: tu
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
-        features=(*FEATURES, *features) if share.compressors else {*FEATURES, *features} - {ZSTD},
+        features={*FEATURES, *features} - {PUT, *(() if share.compressors else (ZSTD,))},
         agent=share.agent,
     )
     try:
