@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from headrace.cli.options import OPTIONS
+
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -22,8 +24,8 @@ def locked(path: Path) -> list[tuple[Requirement, str]]:
     return [(Requirement(line), rest) for line, rest in blocks]
 
 
-def test_there_are_three_lock_files():
-    assert [path.name for path in LOCKS] == ["dev.txt", "runtime.txt", "tools.txt"]
+def test_there_are_five_lock_files():
+    assert [path.name for path in LOCKS] == ["build.txt", "dev.txt", "docs.txt", "runtime.txt", "tools.txt"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").iterdir()), ids=lambda path: path.name)
@@ -48,7 +50,9 @@ def test_everything_locked_is_exact_and_has_a_hash(path):
     [
         (PROJECT["project"]["dependencies"], "runtime.txt"),
         (PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"], "dev.txt"),
+        (PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["docs"], "docs.txt"),
         (PROJECT["build-system"]["requires"], "dev.txt"),
+        (PROJECT["build-system"]["requires"], "build.txt"),
     ],
 )
 def test_the_locks_hold_what_pyproject_asks_for(wanted, lock):
@@ -63,13 +67,14 @@ def test_the_locks_hold_what_pyproject_asks_for(wanted, lock):
         )
 
 
-def test_dev_holds_the_same_versions_as_runtime():
+@pytest.mark.parametrize("other", ["dev.txt", "docs.txt"])
+def test_the_other_locks_hold_the_same_versions_as_runtime(other):
     # Not for which systems: dev may need one on more of them.
-    dev, runtime = (
+    larger, runtime = (
         {(requirement.name, str(requirement.specifier)) for requirement, _ in locked(ROOT / "requirements" / name)}
-        for name in ("dev.txt", "runtime.txt")
+        for name in (other, "runtime.txt")
     )
-    assert runtime <= dev
+    assert runtime <= larger
 
 
 def test_no_other_lock_file_is_there():
@@ -97,3 +102,16 @@ def test_readme_opens_with_the_two_commands_and_ci_runs_its_test_command():
     commands = [line.split()[0] for line in first_screen if line.startswith("scripts/")]
     assert commands == ["scripts/try", "scripts/test"]
     assert "scripts/test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_container_file_copies_what_is_there_and_sets_what_exists():
+    text = (ROOT / "Containerfile").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    copied = [name for word, *rest in lines if word == "COPY" and not rest[0].startswith("--") for name in rest[:-1]]
+    assert {"src", "scripts", "deploy", "requirements", "hatch_build.py"} <= set(copied)
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    files = re.findall(r"-r (\S+)", text)
+    assert files == ["requirements/runtime.txt", "requirements/build.txt"]
+    assert text.count("pip install") == text.count("--require-hashes") + text.count("--no-index")
+    known = {str(option.envvar) for options in OPTIONS.values() for option in options} | {"HEADRACE_HOME"}
+    assert set(re.findall(r"\bHEADRACE_\w+", text)) <= known
