@@ -349,10 +349,16 @@ class Fetcher:
                 except FILE_ERRORS as why:
                     self.settle(job, why)
                     continue
-                job.written = job.over = True  # nobody else knows of it
                 done.append(job)
         finally:
-            self._tell_done(done)
+            failed = writer.name_all()
+            named = [job for job in done if job.dest not in failed] if failed else done
+            for job in named:
+                job.written = job.over = True  # nobody else knows of it
+            self._tell_done(named)
+        for job in done if failed else ():
+            if job.dest in failed:
+                self.settle(job, failed[job.dest])
 
     def _tell_done(self, jobs: Sequence[Job]) -> None:
         self.progress.files_done(len(jobs))

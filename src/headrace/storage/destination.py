@@ -49,8 +49,8 @@ class Destination:
 
     def __init__(self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False, durable: bool = False) -> None:
         """Takes `root_fd` over. io: how contents are read and written; it stays the caller's. fresh: the root is new,
-        so nothing is in it but what comes by this object. durable: a file of several chunks is on disk before it gets
-        its name; see `settle` for the others."""
+        so nothing is in it but what comes by this object. durable: a file's bytes are on disk before it gets its name;
+        see `settle` for the name itself."""
         self._io = io
         self._durable = durable
         self.fresh = fresh
@@ -227,11 +227,19 @@ class Destination:
     ) -> None:
         """Writes a small file in one go: see partial.write_whole."""
         with self.parent(path) as fd:
-            write_whole(fd, path.name, data, mode=mode, mtime_ns=mtime_ns, replace=replace, sparse=sparse, io=self._io)
+            write_whole(
+                *(fd, path.name, data),
+                mode=mode,
+                mtime_ns=mtime_ns,
+                replace=replace,
+                sparse=sparse,
+                durable=self._durable,
+                io=self._io,
+            )
 
     def small_files(self) -> SmallWriter:
         """For writing many small files: a context manager for one thread."""
-        return SmallWriter(self.parent, self.write_whole, self._io, self._nameless)
+        return SmallWriter(self.parent, self.write_whole, self._io, self._nameless, durable=self._durable)
 
     def symlink(self, path: RelPath, target: bytes, *, replace: bool, mtime_ns: int) -> None:
         """A symlink at `path`. Whether the target is acceptable is the caller's to decide.

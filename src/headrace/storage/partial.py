@@ -331,10 +331,12 @@ def write_whole(
     mtime_ns: int,
     replace: bool,
     sparse: bool = False,
+    durable: bool = False,
     io: FileIO = POSIX,
 ) -> None:
     """Writes a small file at once: part file, permissions and time, rename. As few system calls as that takes, so no
-    journal and no reserved space. What is left of a part file is removed on failure.
+    journal and no reserved space. What is left of a part file is removed on failure. durable: its bytes are on disk
+    before it gets its name.
 
     Raises LocalDiskError, LocalFileError where it is about this file alone; DestinationExistsError when the name is
     taken and not `replace`, or is a folder's.
@@ -349,6 +351,8 @@ def write_whole(
             else:
                 io.write(fd, data, 0)
             stamp(fd, mode, mtime_ns)
+            if durable:
+                os.fsync(fd)
             _rename(parent_fd, part, name, replace=replace)
         except BaseException:
             _unlink_quietly(parent_fd, part)

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
-from headrace.errors import HeadraceError, NotFoundError, SourceChangedError
+from headrace.errors import DestinationExistsError, HeadraceError, LocalFileError, NotFoundError, SourceChangedError
 from headrace.protocol.paths import MAX_NAME, MAX_PATH, RelPath, check_name
 from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name, part_names
-from headrace.storage.oserrors import host_errors, label
+from headrace.storage.libc import sync_filesystem
+from headrace.storage.oserrors import host_errors, label, local_errors
 from headrace.storage.plain import PlainIO
 from headrace.storage.platform import FALLBACKS
 from headrace.storage.posix import READ_FLAGS
@@ -32,6 +33,10 @@ _NAMELESS: Final = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
 # file systems, no /proc). Everything else may be about this file, or passes.
 _CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EISDIR, errno.ENOSYS, errno.EPERM})
 _UNLINKABLE: Final = _CANNOT | {errno.ENOENT, errno.EXDEV, errno.EACCES}
+_TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_ONE_FILE: Final = (LocalFileError, DestinationExistsError)  # what is about one file; the rest would fail as well
+MAX_STAGED: Final = 128  # files; each holds a descriptor until it has its name
+_FLUSHED_SINGLY: Final = 8  # files; more are flushed with all else on their file system, which costs about as much
 
 
 class SmallReader:
@@ -176,12 +181,26 @@ class Nameless:
             log.info("small files are written under a name of their own first: no file without one here (%s)", why)
 
 
+class _Staged(NamedTuple):
+    """A file that is written and has no name yet."""
+
+    fd: int
+    folder: int
+    path: RelPath
+    data: bytes | memoryview
+    mode: int
+    mtime_ns: int
+
+
 class SmallWriter:
     """Writes small files, best those of one folder after another: it keeps the folder of the last one open.
 
     A file has no name until it is whole, with permissions and time; then it is linked to its name, which must be free.
     So there is nothing to lock, and nothing to remove after a kill. Whatever does not work is done over by
     `write_whole`. One owner thread; a context manager.
+
+    durable: its bytes are on disk by then, too. As flushing costs, that is done for many at once: what was written has
+    its name after `name_all` only.
     """
 
     def __init__(
@@ -190,8 +209,14 @@ class SmallWriter:
         write_whole: WriteWhole,
         io: FileIO,
         nameless: Nameless,
+        *,
+        durable: bool = False,
     ) -> None:
         """parent: Destination.parent."""
+        self._durable = durable
+        self._staged: list[_Staged] = []
+        self._folders: dict[int, int] = {}  # what they are named in, each with its file system
+        self._failed: dict[RelPath, HeadraceError] = {}
         self._parent = parent
         self._write_whole = write_whole
         self._write = io.write
@@ -199,22 +224,36 @@ class SmallWriter:
         self._usable = io.name != PlainIO.name  # the debug mode does nothing clever
         self._folder: tuple[bytes, ...] | None = None
         self._held: AbstractContextManager[int] | None = None
-        self._fd = self._numbers = -1
+        self._fd = self._numbers = self._staging = -1
         self._kept: set[int] = set()  # permissions that a new file has as they were asked for: umask and ACL allow it
 
     def write(
         self, path: RelPath, data: bytes | memoryview, mode: int, mtime_ns: int, *, replace: bool, fresh: bool
     ) -> None:
-        """As Destination.write_whole. fresh: nothing of an earlier run can be in its folder."""
+        """As Destination.write_whole. fresh: nothing of an earlier run can be in its folder.
+
+        durable: `data` has to stay as it is until `name_all`.
+        """
         if self._usable and not replace and self._nameless.works:
             folder = path.parts[:-1]
             if folder != self._folder:
                 self._enter(path)
-            if self._link(path.parts[-1], data, mode & 0o777, mtime_ns, fresh):
+            if self._link(path, data, mode & 0o777, mtime_ns, fresh):
                 return
         self._write_whole(path, data, mode=mode, mtime_ns=mtime_ns, replace=replace)
 
+    def name_all(self) -> dict[RelPath, HeadraceError]:
+        """All that was written has its name when this returns, but for what is in the answer, with why.
+
+        Raises LocalDiskError: the disk did not take it, and none of it has a name.
+        """
+        if self._staged:
+            self._name_staged()
+        failed, self._failed = self._failed, {}
+        return failed
+
     def close(self) -> None:
+        self._forget_staged()
         held, self._held, self._folder = self._held, None, None
         if held is not None:
             held.__exit__(None, None, None)
@@ -228,14 +267,74 @@ class SmallWriter:
         self.close()
 
     def _enter(self, path: RelPath) -> None:
-        self.close()
+        held, self._held, self._folder = self._held, None, None
+        if held is not None:
+            held.__exit__(None, None, None)
         held = self._parent(path)
         self._fd = held.__enter__()
         self._held, self._folder = held, path.parts[:-1]
         self._kept.clear()
+        self._staging = -1
 
-    def _link(self, name: bytes, data: bytes | memoryview, mode: int, mtime_ns: int, fresh: bool) -> bool:
-        """Whether the file stands under its name. False: nothing was changed."""
+    def _name_staged(self) -> None:
+        try:
+            with local_errors("flush to the disk", "what was written"):
+                if len(self._staged) <= _FLUSHED_SINGLY:
+                    for one in self._staged:
+                        os.fsync(one.fd)
+                else:
+                    for folder in {disk: folder for folder, disk in self._folders.items()}.values():
+                        sync_filesystem(folder)
+            for one in self._staged:
+                if not self._name(one.fd, one.folder, one.path.parts[-1]):
+                    try:
+                        self._write_whole(one.path, one.data, mode=one.mode, mtime_ns=one.mtime_ns, replace=False)
+                    except _ONE_FILE as why:
+                        self._failed[one.path] = why
+        finally:
+            self._forget_staged()
+
+    def _forget_staged(self) -> None:
+        for one in self._staged:
+            os.close(one.fd)
+        for folder in self._folders:
+            os.close(folder)
+        self._staged.clear()
+        self._folders.clear()
+        self._staging = -1
+
+    def _open_nameless(self, folder: int, mode: int) -> int:
+        try:
+            return os.open(b".", _NAMELESS, mode, dir_fd=folder)
+        except OSError as why:
+            if why.errno not in _TOO_MANY_OPEN or not self._staged:
+                raise
+        self._name_staged()  # ours may be the ones that are too many
+        return os.open(b".", _NAMELESS, mode, dir_fd=folder)
+
+    def _stage(self, fd: int, path: RelPath, data: bytes | memoryview, mode: int, mtime_ns: int) -> None:
+        if self._staging < 0:
+            self._staging = os.dup(self._fd)
+            self._folders[self._staging] = os.fstat(self._staging).st_dev
+        self._staged.append(_Staged(fd, self._staging, path, data, mode, mtime_ns))
+        if len(self._staged) >= MAX_STAGED:
+            self._name_staged()
+
+    def _name(self, fd: int, folder: int, name: bytes) -> bool:
+        """Whether what is open as `fd` has that name now."""
+        try:
+            if self._numbers < 0:
+                self._numbers = self._nameless.numbers()
+            os.link(b"%d" % fd, name, src_dir_fd=self._numbers, dst_dir_fd=folder, follow_symlinks=True)
+        except OSError as why:
+            if why.errno in _UNLINKABLE:
+                self._nameless.fails(why)
+            return False
+        return True
+
+    def _link(self, path: RelPath, data: bytes | memoryview, mode: int, mtime_ns: int, fresh: bool) -> bool:
+        """Whether the file stands under its name, or is staged. False: nothing was changed."""
+        name = path.parts[-1]
         if is_inflight_name(name):
             return False
         folder = self._fd
@@ -243,7 +342,7 @@ class SmallWriter:
         if not fresh and os.access(part_names(name)[0], os.F_OK, dir_fd=folder, follow_symlinks=False):
             return False
         try:
-            fd = os.open(b".", _NAMELESS, mode, dir_fd=folder)
+            fd = self._open_nameless(folder, mode)
         except OSError as why:
             if why.errno in _CANNOT:
                 self._nameless.fails(why)
@@ -260,14 +359,10 @@ class SmallWriter:
         except (OSError, OverflowError):
             os.close(fd)
             return False
+        if self._durable:
+            self._stage(fd, path, data, mode, mtime_ns)
+            return True
         try:
-            if self._numbers < 0:
-                self._numbers = self._nameless.numbers()
-            os.link(b"%d" % fd, name, src_dir_fd=self._numbers, dst_dir_fd=folder, follow_symlinks=True)
-        except OSError as why:
-            if why.errno in _UNLINKABLE:
-                self._nameless.fails(why)
-            return False
+            return self._name(fd, folder, name)
         finally:
             os.close(fd)
-        return True
