@@ -27,7 +27,7 @@ from headrace.storage.posix import PosixIO
 
 from .support import CHUNK, give_identity
 
-SLOW = 0.03  # seconds a chunk or piece, several times what all the rest takes
+SLOW = 0.1  # seconds a chunk or piece, many times what all the rest takes on a busy machine
 
 
 class SlowIO(PosixIO):
@@ -82,7 +82,8 @@ def copied(tmp_path: Path) -> Callable[..., Breakdown]:
             target = Target.parse(server.target)
             with Session.connect(target, home=tmp_path / "client", versions=versions) as session:
                 watch = Watch(session)
-                transfer = Transfer(session, ROOT, tmp_path / "dest", GetOptions(content_addressing=True))
+                options = GetOptions(fsync=False)  # or the disk of this machine is part of it
+                transfer = Transfer(session, ROOT, tmp_path / "dest", options)
                 result = transfer.run()
                 found = watch.breakdown(transfer.progress.ledger.spent(), result.seconds)
         assert (tmp_path / "dest" / "file").stat().st_size == 4 * CHUNK
@@ -117,7 +118,7 @@ def slow_hash_there(monkeypatch) -> dict[str, float]:
 
 
 def slow_network(monkeypatch) -> dict[str, float]:
-    return {"limit_rate": 60e6}
+    return {"limit_rate": 12e6}
 
 
 def busy_host(monkeypatch) -> dict[str, float]:
