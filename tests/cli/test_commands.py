@@ -25,6 +25,8 @@ from .processes import CODE, PATIENCE, WRONG_CODE, Sharing, json_lines, run, sta
 def one_line(raw: bytes) -> str:
     """Standard error when something went wrong: one line that says what, and one that helps."""
     lines = raw.decode().splitlines()
+    # A busy machine may take too long to answer by UDP, which is told and is not what these tests are about.
+    lines = [line for line in lines if not line.endswith("using TCP")]
     assert len(lines) == 1, lines
     assert lines[0].startswith("headrace: ")
     return lines[0]

@@ -57,6 +57,11 @@ for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) if os.geteuid() == 0 e
     assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
 os.execv(sys.executable, [sys.executable, "-m", "headrace", *sys.argv[1:]])
 """
+_AFTERWARDS: Final = """
+import runpy, sys
+sys.argv[0] = "headrace"
+runpy.run_module("headrace", run_name="__main__")
+"""
 
 
 # A host that was killed is not waited for, unless a test is about that; and nothing is announced outside this machine.
@@ -66,8 +71,8 @@ NO_RETRY: Final = {"HEADRACE_RETRY_FOR": "0", "HEADRACE_NO_DISCOVERY": "1"}
 class Headrace:
     """One `python -m headrace` process. A context manager that kills what is left of it.
 
-    bound: permissions bind it even where the tests run as root. events: the JSON lines of its standard output so far.
-    peak_rss: bytes, as far as it was looked at.
+    bound: permissions bind it even where the tests run as root. fault: Python that the process runs before anything
+    else. events: the JSON lines of its standard output so far. peak_rss: bytes, as far as it was looked at.
     """
 
     def __init__(
@@ -77,10 +82,12 @@ class Headrace:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         bound: bool = False,
+        fault: str = "",
     ) -> None:
+        start = ["-c", _BOUND] if bound else ["-c", fault + _AFTERWARDS] if fault else ["-m", "headrace"]
         base = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
         self._process = subprocess.Popen(
-            [sys.executable, *(["-c", _BOUND] if bound else ["-m", "headrace"]), *arguments],
+            [sys.executable, *start, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -199,10 +206,12 @@ class Host(Headrace):
         port: int = 0,
         options: Sequence[str] = (),
         bound: bool = False,
+        fault: str = "",
     ) -> None:
         give_identity(home)
         where = ("--json", "--port", str(port), "--bind", "127.0.0.1")
-        super().__init__("share", *paths, *where, *options, home=home, env={"HEADRACE_CODE": code}, bound=bound)
+        env = {"HEADRACE_CODE": code}
+        super().__init__("share", *paths, *where, *options, home=home, env=env, bound=bound, fault=fault)
         try:
             ready = self.wait_event("ready")
         except BaseException:

@@ -19,6 +19,7 @@ from headrace.cli.options import Common
 from headrace.errors import HeadraceError, UsageError
 
 PROGRAM: Final = "headrace"
+DESCRIPTORS: Final = 8192  # a share with its 1,024 connections needs half of them
 COMPLETION_VARIABLE: Final = "_HEADRACE_COMPLETE"  # what click's completion scripts set
 
 
@@ -87,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command; the exit code. Everything that goes wrong ends as one line on standard error."""
     complete(arguments)
     common = Common()
+    _allow_descriptors()
     # The commands note signals themselves while they work; this is for the moments before and between.
     before = signal.signal(signal.SIGTERM, signals.stop_at_once)
     try:
@@ -96,6 +98,21 @@ def run(arguments: Sequence[str]) -> int:
     if common.leave_at_once:
         _leave(code)
     return code
+
+
+def _allow_descriptors() -> None:
+    """As many files and sockets as this process may give itself, up to DESCRIPTORS: the usual 1,024, or 256 on macOS,
+    are there for programs that use select(2), and this one does not. A share takes a quarter of them as connections.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # then it is as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def complete(arguments: Sequence[str]) -> None:
@@ -125,7 +142,7 @@ def _run(arguments: Sequence[str], common: Common) -> int:
     except HeadraceError as why:
         return _failed(why, common)
     except Exception as why:  # noqa: BLE001  # the last line of defence: no traceback without -vv
-        return _failed(HeadraceError(f"unexpected {type(why).__name__}: {why}"), common)
+        return _failed(output.unexpected(why), common)
     return result if isinstance(result, int) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -108,11 +109,20 @@ def telling(events: Events | None) -> Iterator[None]:
         raise
 
 
+def unexpected(why: Exception) -> HeadraceError:
+    """What nobody was prepared for, as an error. That no file can be opened any more may come up anywhere."""
+    if isinstance(why, OSError) and why.errno in (errno.EMFILE, errno.ENFILE):
+        from headrace.storage.oserrors import local_error
+
+        return local_error(why, "go on")
+    return HeadraceError(f"unexpected {type(why).__name__}: {why}")
+
+
 def _error_event(why: Exception) -> dict[str, Any]:
     if isinstance(why, Stopped):
         why = StoppedError("interrupted")
     if not isinstance(why, HeadraceError):
-        why = HeadraceError(f"unexpected {type(why).__name__}: {why}")
+        why = unexpected(why)
     return {
         "event": "error",
         "code": why.code,

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ _UNLINKABLE: Final = _CANNOT | {errno.ENOENT, errno.EXDEV, errno.EACCES}
 _TOO_MANY_OPEN: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _ONE_FILE: Final = (LocalFileError, DestinationExistsError)  # what is about one file; the rest would fail as well
 MAX_STAGED: Final = 128  # files; each holds a descriptor until it has its name
+_STAGED_SHARE: Final = 16  # of all descriptors, as others write small files at the same time, and folders take some too
 _FLUSHED_SINGLY: Final = 8  # files; more are flushed with all else on their file system, which costs about as much
 
 
@@ -181,6 +183,16 @@ class Nameless:
             log.info("small files are written under a name of their own first: no file without one here (%s)", why)
 
 
+def _descriptors() -> int:
+    """How many files and sockets this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 class _Staged(NamedTuple):
     """A file that is written and has no name yet."""
 
@@ -214,6 +226,7 @@ class SmallWriter:
     ) -> None:
         """parent: Destination.parent."""
         self._durable = durable
+        self._most_staged = min(MAX_STAGED, _descriptors() // _STAGED_SHARE)
         self._staged: list[_Staged] = []
         self._folders: dict[int, int] = {}  # what they are named in, each with its file system
         self._failed: dict[RelPath, HeadraceError] = {}
@@ -317,14 +330,12 @@ class SmallWriter:
             self._staging = os.dup(self._fd)
             self._folders[self._staging] = os.fstat(self._staging).st_dev
         self._staged.append(_Staged(fd, self._staging, path, data, mode, mtime_ns))
-        if len(self._staged) >= MAX_STAGED:
+        if len(self._staged) >= self._most_staged:
             self._name_staged()
 
     def _name(self, fd: int, folder: int, name: bytes) -> bool:
         """Whether what is open as `fd` has that name now."""
         try:
-            if self._numbers < 0:
-                self._numbers = self._nameless.numbers()
             os.link(b"%d" % fd, name, src_dir_fd=self._numbers, dst_dir_fd=folder, follow_symlinks=True)
         except OSError as why:
             if why.errno in _UNLINKABLE:
@@ -340,6 +351,13 @@ class SmallWriter:
         folder = self._fd
         # What an earlier run left of it is to go: only the longer way looks after that.
         if not fresh and os.access(part_names(name)[0], os.F_OK, dir_fd=folder, follow_symlinks=False):
+            return False
+        try:
+            if self._numbers < 0:
+                self._numbers = self._nameless.numbers()
+        except OSError as why:
+            if why.errno in _UNLINKABLE:
+                self._nameless.fails(why)
             return False
         try:
             fd = self._open_nameless(folder, mode)
