@@ -14,7 +14,7 @@ from typing import ClassVar
 
 
 class HeadraceError(Exception):
-    """The root. Exit code 1: something that no other class describes."""
+    """What no other class describes, and the root of them all."""
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "internal"

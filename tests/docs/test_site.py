@@ -1,0 +1,101 @@
+"""What the site is made of: links, the reference that the code writes, and pictures. `scripts/docs` builds it."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from headrace.cli.options import OPTIONS
+from headrace.errors import BY_CODE
+from headrace.observe.metrics import FAMILIES
+from headrace.protocol.messages import BY_TYPE
+from scripts.pages import commands, pictures, reference
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere_in_the_repository_too(page):
+    text = re.sub(r"(?ms)^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link or link.startswith("#"):
+            continue
+        place = page.parent / unquote(link.partition("#")[0])
+        made = (ROOT / "docs" / "reference") in place.resolve().parents  # by scripts/docs
+        assert made or place.exists(), link
+
+
+def test_the_reference_has_everything_that_the_code_has():
+    pages = "".join(reference.command_page(page) for page in commands.pages())
+    settings = reference.settings_page()
+    for options in OPTIONS.values():
+        for option in options:
+            assert f"`{option.opts[0]}`" in pages
+            assert f"`{option.envvar}`" in settings
+    codes = reference.exit_codes_page()
+    assert [word for word in BY_CODE if f"| `{word}` |" not in codes] == []
+    assert [one.name for one in FAMILIES if f"| `{one.exported}` |" not in reference.metrics_page()] == []
+    assert [name for name in BY_TYPE if f"\n## `{name}`\n" not in reference.messages_page()] == []
+    assert "### RemoteShare.get" in reference.python_page()
+
+
+def test_events_are_those_in_the_source_and_have_words():
+    page = reference.events_page()
+    for event in ("ready", "connected", "plan", "progress", "file", "warning", "error", "done", "limit", "times"):
+        assert f"`{event}`\n" in page
+    assert "| `bytes_reused` | that were found on this disk |" in page
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('tell({"event": "brandnew", "bytes": 1})', "brandnew"),
+        ('tell({"event": "plan", "files": 1, "gremlins": 1})', "gremlins"),
+        ('tell({"event": "plan", **mystery})', "mystery"),
+    ],
+)
+def test_an_event_without_words_ends_the_build(line, named, tmp_path, monkeypatch):
+    for path in reference.SOURCE.rglob("*.py"):
+        copy = tmp_path / path.relative_to(reference.SOURCE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text("utf-8") if '"event"' in path.read_text("utf-8") else "", "utf-8")
+    (tmp_path / "client" / "new.py").write_text(line)
+    monkeypatch.setattr(reference, "SOURCE", tmp_path)
+    with pytest.raises(reference.NoWordsError, match=named):
+        reference.events_page()
+
+
+def test_what_stands_between_backticks_is_code_and_the_rest_is_words():
+    assert reference.text("a_b of `a_b` <x> | y") == r"a\_b of `a_b` \<x\> \| y"
+
+
+def test_a_screen_follows_what_headrace_draws():
+    screen = pictures.Screen()
+    screen.feed("first\r\n 10 %  1.0 MiB\r\x1b[Kdone\r\n")
+    assert screen.lines == ["first", "done"]
+    screen.feed("\x1b[?25l\x1b[Hagain\x1b[K\r\n\x1b[J")
+    assert [line for line in screen.lines if line] == ["again"]
+    with pytest.raises(ValueError, match="not known"):
+        screen.feed("\x1b[5;5H")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("get.svg", ["headrace get", "MB/s", "in 2 files"]), ("status.svg", ["1 peer"])]
+)
+def test_pictures_are_drawings_of_what_was_shown(name, words):
+    shown = ElementTree.fromstring((ROOT / "docs" / "pictures" / name).read_text("utf-8"))
+    text = "\n".join("".join(one.itertext()) for one in shown.iter("{http://www.w3.org/2000/svg}text"))
+    assert [word for word in words if word not in text] == []
+    assert "127.0.0.1" not in text
+
+
+def test_a_drawing_of_several_moments_shows_each_in_its_turn():
+    drawn = ElementTree.fromstring(pictures.drawn("moments", [["$ one"], ["$ one", "a < b"], ["$ two"]]))
+    moves = list(drawn.iter("{http://www.w3.org/2000/svg}animate"))
+    assert [move.get("values") for move in moves] == ["inline;none", "none;inline;none", "none;inline"]
+    assert [move.get("keyTimes") for move in moves] == ["0.0000;0.1667", "0.0000;0.1667;0.3333", "0.0000;0.3333"]
