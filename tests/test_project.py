@@ -24,8 +24,8 @@ def locked(path: Path) -> list[tuple[Requirement, str]]:
     return [(Requirement(line), rest) for line, rest in blocks]
 
 
-def test_there_are_five_lock_files():
-    assert [path.name for path in LOCKS] == ["build.txt", "dev.txt", "docs.txt", "runtime.txt", "tools.txt"]
+def test_there_are_six_lock_files():
+    assert [path.name for path in LOCKS] == ["build.txt", "dev.txt", "docs.txt", "fuzz.txt", "runtime.txt", "tools.txt"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").iterdir()), ids=lambda path: path.name)
@@ -51,6 +51,7 @@ def test_everything_locked_is_exact_and_has_a_hash(path):
         (PROJECT["project"]["dependencies"], "runtime.txt"),
         (PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"], "dev.txt"),
         (PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["docs"], "docs.txt"),
+        (PROJECT["dependency-groups"]["fuzz"], "fuzz.txt"),
         (PROJECT["build-system"]["requires"], "dev.txt"),
         (PROJECT["build-system"]["requires"], "build.txt"),
     ],
