@@ -618,6 +618,22 @@ def test_a_program_that_just_ends_does_so_cleanly(host: Host, tmp_path: Path, en
         receive_all(far)  # told by the program's exit, long before the idle timeout
 
 
+def test_a_program_that_ends_while_its_endpoint_starts_does_so_cleanly(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The interpreter's exit stops all endpoints there are, also one whose thread is about to start."""
+
+    class Exiting:
+        def add(self, one: endpoint.Endpoint) -> None:
+            one.stop()
+
+        def discard(self, one: endpoint.Endpoint) -> None: ...
+
+    monkeypatch.setattr(endpoint, "_LIVE", Exiting())
+    with pytest.raises(UnreachableError, match="this program ends"):
+        host.client(tmp_path, pin=host.identity.fingerprint).__enter__()
+
+
 @pytest.mark.slow
 def test_a_client_that_is_killed_is_found_out(
     identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,10 +96,15 @@ class Endpoint:
             self.stop()
             raise UnreachableError(f"QUIC cannot open its UDP socket ({why})") from why
         self.native_context.set_default_stream_priority(BULK)
-        self._started = True
         _stop_at_exit()
         _LIVE.add(self)
-        self._thread.start()
+        with self._ending:  # the interpreter's exit may stop it at any moment
+            if not self._ended:
+                self._thread.start()
+                self._started = True
+        if not self._started:
+            self.native_context.stop()
+            raise UnreachableError("this program ends")
         with self.lock:
             end = time.monotonic() + OPENING
             while not self._open and (left := end - time.monotonic()) > 0:
