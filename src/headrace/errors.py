@@ -58,7 +58,10 @@ class WrongCodeError(RefusedError):
     """The code does not match the share's."""
 
     code = "wrong_code"
-    default_hint = "Check the code with whoever gave it to you; the host counts wrong codes and locks after ten."
+    default_hint = (
+        "Check the code with whoever gave it to you: a share that was started again has another one. "
+        "After ten wrong codes the share locks."
+    )
 
 
 class ShareLockedError(RefusedError):

@@ -16,7 +16,8 @@ import click
 from headrace._version import __version__
 from headrace.cli import output, signals
 from headrace.cli.options import Common
-from headrace.errors import HeadraceError, UsageError
+from headrace.errors import HeadraceError, UsageError, printable
+from headrace.protocol.codes import BadCodeError, Code
 
 PROGRAM: Final = "headrace"
 DESCRIPTORS: Final = 8192  # a share with its 1,024 connections needs half of them
@@ -46,6 +47,13 @@ COMMANDS: Final = {
     "alerts": Listed("Alert rules for Prometheus, and a dashboard for Grafana."),
     "completion": Listed("Print a shell's completion script."),
 }
+# What others call it.
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("copy", "cp", "scp", "download", "fetch", "pull", "sync", "rsync"), "get"),
+    **dict.fromkeys(("host", "offer", "publish"), "share"),
+    **dict.fromkeys(("list", "dir"), "ls"),
+    **dict.fromkeys(("help",), "--help"),
+}
 ALIASES: Final = {alias: name for name, listed in COMMANDS.items() for alias in listed.aliases}
 
 
@@ -63,6 +71,15 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Whoever has no command of ours in mind types what they want of it: a path, or a code that they were given."""
+        word = args[0]
+        if not word.startswith("-") and self.get_command(ctx, word) is None:
+            raise UsageError(f"there is no command {printable(_without_code(word))}", hint=_meant(word))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(
@@ -71,6 +88,35 @@ class Commands(click.Group):
                     for name, listed in COMMANDS.items()
                 ]
             )
+
+
+def _without_code(word: str) -> str:
+    """A code does not belong in messages, which end up in logs."""
+    code, at, rest = word.rpartition("@")
+    if at:
+        return f"…@{rest}"
+    return "with a code for a name" if _is_code(word) else word
+
+
+def _is_code(word: str) -> bool:
+    try:
+        Code.parse(word.partition("/")[0])
+    except BadCodeError:
+        return False
+    return any(char.isdigit() for char in word) and "-" in word  # words of eight letters are no codes
+
+
+def _meant(word: str) -> str:
+    import difflib  # only for who typed something else
+
+    if "@" in word or _is_code(word):
+        return "To fetch from a share: headrace get CODE@HOST:PORT"
+    if os.path.lexists(word):
+        return f"To share it: headrace share {printable(word)}"
+    close = difflib.get_close_matches(word.lower(), [*COMMANDS, *ALIASES, *_ELSEWHERE], n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean headrace {_ELSEWHERE.get(close[0], close[0])}?"
+    return "See headrace --help."
 
 
 @click.group(PROGRAM, cls=Commands, invoke_without_command=True, epilog="headrace COMMAND --help says more.")
@@ -160,7 +206,10 @@ def _usage(why: click.ClickException) -> int:
     context = why.ctx if isinstance(why, click.UsageError) else None
     where = context.command_path if context else PROGRAM
     message = why.format_message()
-    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}. See {where} --help.")
+    if isinstance(why, click.MissingParameter) and why.param and why.param.name == "target":
+        message = f"{message.rstrip('.')}, such as 7k2m-xq4c-9dht@192.168.1.20:7420"
+    end = "" if message.endswith("?") else "."
+    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.")
     return why.exit_code
 
 

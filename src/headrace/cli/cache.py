@@ -135,7 +135,7 @@ def clear(common: options.Common, cache_entries: int) -> None:
 
 
 @cache.command("add", cls=_Part)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=options.PATH)
 @options.of("cache", without=(options.READ_DATA,))
 @click.pass_obj
 def add(common: options.Common, paths: tuple[str, ...], cache_entries: int) -> None:

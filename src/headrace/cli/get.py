@@ -36,7 +36,7 @@ EVENT_EVERY: Final = 0.5  # seconds between two `progress` events
 
 @click.command("get", cls=options.Command)
 @click.argument("target")
-@click.argument("dest", required=False, type=click.Path())
+@click.argument("dest", required=False, type=options.PATH)
 @options.of("get")
 @click.pass_obj
 def get(

@@ -143,6 +143,10 @@ class Level(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
             self.fail(f"{why.message}; {(why.hint or '').lower()}".rstrip("."), param, ctx)
 
 
+# A path of this machine. Whether it can be read is for the command to find out, and to say in its own words.
+PATH: Final = click.Path(readable=False)
+
+
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Stores an option in Common instead of passing it to the command."""
     common = ctx.ensure_object(Common)

@@ -27,7 +27,7 @@ _HOST_LOG: Final = logging.getLogger("headrace.host")
 
 
 @click.command("share", cls=options.Command)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=options.PATH)
 @options.of("share")
 @click.pass_context
 def share(

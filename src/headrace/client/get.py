@@ -27,6 +27,7 @@ from headrace.engine.updates import Updates
 from headrace.errors import (
     HeadraceError,
     IntegrityError,
+    LocalDiskError,
     NotFoundError,
     SomeFailedError,
     StoppedError,
@@ -40,7 +41,7 @@ from headrace.protocol.session import BLOCKS
 from headrace.storage.destination import Destination
 from headrace.storage.fileio import FileIO
 from headrace.storage.index_lazy import LazyIndex
-from headrace.storage.oserrors import local_errors
+from headrace.storage.oserrors import label, local_errors
 from headrace.storage.platform import platform_io
 from headrace.storage.posix import POSIX
 from headrace.transport.zerocopy import wants_clear
@@ -107,6 +108,7 @@ class Transfer:
         self._choice = TransportChoice(session.transport, others[0] if others else None, ceiling=QUIC_CEILING)
         self._outage = Outage(on_event, self._stopped, limit=options.retry_for)
         self._worst: HeadraceError | None = None
+        self._root_path: Path | None = None  # of the destination, once it is known
         self._lanes = 0
         self._written: list[RelPath] = []  # not all of them once there are more than FLUSHED_SINGLY
         self.pool: StreamPool | None = None  # once chunks are fetched
@@ -131,6 +133,7 @@ class Transfer:
     def _run(self) -> GetResult:
         entry = self._outage.bear(lambda: self._session.stat(self._source))
         place = self._place(entry)
+        self._root_path = place.root
         self._io = platform_io(self._options.io)
         try:
             if not self._options.dry_run or place.root.is_dir():
@@ -145,6 +148,9 @@ class Transfer:
                 self._plan_alone(planner, entry, place)
             else:
                 self._fetch(planner, entry, place)
+        except LocalDiskError as why:
+            self._name_place(why)
+            raise
         finally:
             if self._destination:
                 self._destination.close()
@@ -354,7 +360,14 @@ class Transfer:
         self.progress.file_failed()
         self._tell_failure(path, error)
 
+    def _name_place(self, error: HeadraceError) -> None:
+        """Files are named as they are below the destination. Where that is what is not ours, it is named as well."""
+        root = self._root_path
+        if isinstance(error, LocalDiskError) and root and root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
+            error.message = f"{error.message}; you may not write in {label(root)}"
+
     def _tell_failure(self, path: RelPath, error: HeadraceError) -> None:
+        self._name_place(error)
         if self._worst is None or isinstance(error, IntegrityError):
             self._worst = error
         self._on_event(

@@ -377,7 +377,7 @@ def _anchor(path: str | os.PathLike[str]) -> tuple[_Anchor, os.stat_result]:
     except OSError as why:
         error = host_error(why, path)
         if isinstance(error, NotFoundError):
-            raise NotFoundError(f"there is no {label(path)} to share", hint="Check the path.") from why
+            raise NotFoundError(f"there is no file or folder {label(path)} to share", hint="Check the path.") from why
         if isinstance(error, PermissionRefusedError):
             raise PermissionRefusedError(f"you may not read {label(path)}", hint="Check its permissions.") from why
         raise error from why

@@ -34,8 +34,9 @@ class Identity:
             mode = stat.S_IMODE(path.stat().st_mode)
             text = path.read_text("ascii")
         except (OSError, UnicodeDecodeError) as why:
+            reason = why.strerror if isinstance(why, OSError) else str(why)
             raise LocalDiskError(
-                f"the identity in {path} cannot be used ({why})", hint="Check its permissions, or set HEADRACE_HOME."
+                f"the identity in {path} cannot be used ({reason})", hint="Check its permissions, or set HEADRACE_HOME."
             ) from why
         if os.name == "posix" and mode & 0o077:
             raise LocalDiskError(

@@ -66,7 +66,8 @@ class TcpConnection:
         except TimeoutError as why:
             if self._aborted:
                 raise ConnectionLostError("the connection was aborted") from why
-            raise UnreachableError(f"{where} does not answer (waited {self._timeout:.0f} s)") from why
+            hint = f"Check the address; a firewall may drop TCP and UDP {self.address[1]} there, or the machine sleeps."
+            raise UnreachableError(f"{where} does not answer (waited {self._timeout:.0f} s)", hint=hint) from why
         except ConnectionRefusedError as why:
             raise UnreachableError(f"nobody listens on {where}") from why
         except (OSError, OverflowError, UnicodeError) as why:

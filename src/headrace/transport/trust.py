@@ -26,6 +26,7 @@ from headrace.protocol.codes import Code
 from headrace.protocol.pake import PairingKeys, same
 
 MAX_RECORDS: Final = 10_000
+_HINT: Final = "Check its permissions and free space, or set HEADRACE_HOME."
 
 
 def _code_check(credential: bytes, code: Code) -> str:
@@ -81,7 +82,7 @@ class _Records:
         except FileNotFoundError:
             return {}
         except OSError as why:
-            raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})") from why
+            raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})", hint=_HINT) from why
         except (msgspec.DecodeError, ValueError, RecursionError) as why:
             raise LocalDiskError(
                 f"{self._path} is damaged", hint="Move it away; pairings in it then have to be made again."
@@ -100,7 +101,7 @@ class _Records:
         except FileNotFoundError:
             return ()
         except OSError as why:
-            raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})") from why
+            raise LocalDiskError(f"{self._path} cannot be read ({why.strerror})", hint=_HINT) from why
         return st.st_ino, st.st_mtime_ns, st.st_size
 
     def change(self, edit: Callable[[dict[str, Record]], None]) -> None:
@@ -124,12 +125,12 @@ class _Records:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as why:
-            raise LocalDiskError(f"{self._path.parent} cannot be written ({why.strerror})") from why
+            raise LocalDiskError(f"{self._path.parent} cannot be written ({why.strerror})", hint=_HINT) from why
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         except OSError as why:
-            raise LocalDiskError(f"{self._path} cannot be written ({why.strerror})") from why
+            raise LocalDiskError(f"{self._path} cannot be written ({why.strerror})", hint=_HINT) from why
         finally:
             os.close(lock)
 
