@@ -24,8 +24,9 @@ def locked(path: Path) -> list[tuple[Requirement, str]]:
     return [(Requirement(line), rest) for line, rest in blocks]
 
 
-def test_there_are_six_lock_files():
-    assert [path.name for path in LOCKS] == ["build.txt", "dev.txt", "docs.txt", "fuzz.txt", "runtime.txt", "tools.txt"]
+def test_there_are_seven_lock_files():
+    names = ["build.txt", "dev.txt", "docs.txt", "fuzz.txt", "peers.txt", "runtime.txt", "tools.txt"]
+    assert [path.name for path in LOCKS] == names
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").iterdir()), ids=lambda path: path.name)

@@ -1,9 +1,8 @@
-"""Where headrace keeps its state, and what the system gives this process."""
+"""Where headrace keeps its state."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +18,3 @@ def home() -> Path:
     from platformdirs import user_state_path  # only when needed: most tests and all services set HEADRACE_HOME
 
     return user_state_path("headrace", appauthor=False)
-
-
-def descriptors() -> int:
-    """How many files and sockets this process may have open."""
-    try:
-        import resource
-    except ImportError:  # Windows, where no such number is in the way
-        return sys.maxsize
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

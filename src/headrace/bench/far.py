@@ -54,6 +54,11 @@ class _FarRsyncDaemon(RsyncDaemon):
         self._child, self._port = listen(command, self._folder / "rsyncd.log")
 
 
+def far_rsync_daemon(name: str, folder: Path) -> RsyncDaemon:
+    """One that the other host reaches."""
+    return _FarRsyncDaemon(name, folder)
+
+
 class Across:
     """A peer that serves on host b and copies on host a. The peer's server has to listen on b's address as well.
 

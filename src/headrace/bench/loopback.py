@@ -1,7 +1,7 @@
-"""How fast one Python process can hand a file to another over loopback TCP, with no protocol, no encryption, no checks.
+"""How fast one Python process can hand a file to another over TCP, with no protocol, no encryption, no checks.
 
-    python loopback.py serve FOLDER           prints its port; sends the file whose name a client says
-    python loopback.py get PORT NAME DEST     receives it
+    python loopback.py serve FOLDER ADDRESS           prints its port; sends the file whose name a client says
+    python loopback.py get ADDRESS PORT NAME DEST     receives it
 
 The file is preallocated and received in large pieces, as headrace does it: what is left is the kernel's work.
 """
@@ -17,8 +17,8 @@ PIECE = 1 << 20
 SIZE = struct.Struct("!Q")
 
 
-def serve(folder: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def serve(folder: str, address: str) -> None:
+    with socket.create_server((address, 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         while True:
             connection, _ = listener.accept()
@@ -40,8 +40,8 @@ def send(connection: socket.socket, path: str) -> None:
         os.close(file)
 
 
-def get(port: str, name: str, destination: str) -> None:
-    with socket.create_connection(("127.0.0.1", int(port))) as connection:
+def get(address: str, port: str, name: str, destination: str) -> None:
+    with socket.create_connection((address, int(port))) as connection:
         connection.sendall(f"{name}\n".encode())
         size: int = SIZE.unpack(connection.recv(SIZE.size, socket.MSG_WAITALL))[0]
         file = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,13 +170,23 @@ def compare(
     check: Callable[[Path], None],
     tell: Callable[[str], None] = lambda line: None,
     again: bool = False,
+    prepare: Callable[[Path], None] | None = None,
+    until: float = math.inf,
+    once: Collection[str] = (),
+    warm: Callable[[str], bool] = lambda name: True,
+    failed: Callable[[Result, BenchError], None] | None = None,
 ) -> list[Result]:
     """Copies `source` with every peer in turn, round after round, after one round that is not counted.
 
     again: what each peer copied in the first round stays, so that it finds everything there in those that count.
+    prepare: lays what a copy shall find at its path. until: no round begins after it, by time.monotonic, but one is
+    always counted. once: peers that take part in the first counted round only, as they take too long, at its end and
+    where there is time left. warm: which of
+    the others take part in the round that is not counted.
 
     amount: what rates are counted in. folder: an existing one for the copies. check: raises DifferentError when the
-    path is no true copy. A peer that cannot start gets a result that says why; any later failure ends it all.
+    path is no true copy. A peer that cannot start gets a result that says why. Any later failure ends it all, unless
+    `failed` takes it: then that peer gets such a result as well.
     """
     results = [Result(peer.name, amount) for peer in peers]
     size = source.stat().st_size if source.is_file() else sum(p.stat().st_size for p in source.rglob("*"))
@@ -191,11 +202,26 @@ def compare(
                 result.missing = f"does not start: {why}"
                 tell(f"{peer.name}: {result.missing}")
         for number in range(rounds + 1):
+            if number > 1 and time.monotonic() > until:
+                tell(f"no time for round {number} of {rounds}")
+                break
             tell(f"round {number} of {rounds}" if number else "warm-up, not counted")
-            for peer, result in zip(peers, results, strict=True):
-                if result.missing:
+            for peer, result in sorted(zip(peers, results, strict=True), key=lambda pair: pair[0].name in once):
+                takes_part = number == 1 if peer.name in once else number > 0 or warm(peer.name)
+                if result.missing or not takes_part:
                     continue
-                sample = _copy(peer, source.name, folder, size, check, again=again)
+                if peer.name in once and time.monotonic() > until:
+                    result.missing = "left out: no time for it"
+                    tell(f"  {peer.name}: {result.missing}")
+                    continue
+                try:
+                    sample = _copy(peer, source.name, folder, size, check, again=again, prepare=prepare)
+                except BenchError as why:
+                    if failed is None:
+                        raise
+                    failed(result, why)
+                    peer.stop()
+                    continue
                 tell(f"  {peer.name:<16}{sample.seconds:8.2f} s")
                 if number:
                     result.samples.append(sample)
@@ -217,7 +243,14 @@ def touch_memory(folder: Path, size: int) -> None:
 
 
 def _copy(
-    peer: Peer, name: str, folder: Path, size: int, check: Callable[[Path], None], *, again: bool = False
+    peer: Peer,
+    name: str,
+    folder: Path,
+    size: int,
+    check: Callable[[Path], None],
+    *,
+    again: bool = False,
+    prepare: Callable[[Path], None] | None = None,
 ) -> Sample:
     """again: into what an earlier run of this peer left, which stays."""
     dest = folder / (f"copies-of-{peer.name}" if again else "copies")
@@ -225,10 +258,13 @@ def _copy(
         shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(exist_ok=again)
     try:
+        if prepare:
+            prepare(dest / name)
         peer.before_run()
         touch_memory(folder, size)
         sample = run(peer.command(name, dest), server=peer.server, log=folder / "command.log")
-        check(dest / name)
+        if not getattr(peer, "makes_no_copy", False):
+            check(dest / name)
     except BenchError as why:
         why.add_note(f"in the case {peer.name}")
         raise

@@ -12,7 +12,7 @@ from typing import Final, Protocol, Self
 
 from headrace.bench import procfs
 from headrace.bench.far import LOOPBACK, FarSshd
-from headrace.bench.peers import FAST_CIPHER, HEADRACE, Headrace
+from headrace.bench.peers import FAST_CIPHER, HEADRACE, Headrace, rclone_settings, ssh_settings
 from headrace.bench.process import POLL, READY_TIMEOUT, BenchError, Child, Command, tail
 from headrace.bench.sshd import Sshd, program
 
@@ -103,7 +103,7 @@ class Sshfs(_OverSftp):
 
     def command(self, point: Path) -> Command:
         config = self._folder / "ssh_config"
-        config.write_text("\n".join([f"Ciphers {FAST_CIPHER}", *_settings(self._sshd.options), ""]))
+        config.write_text("\n".join([f"Ciphers {FAST_CIPHER}", *ssh_settings(self._sshd.options), ""]))
         where = f"{getpass.getuser()}@{self._address}:{self._source}"
         return Command((program("sshfs"), "-f", "-F", str(config), "-o", "ro", where, str(point)))
 
@@ -112,29 +112,8 @@ class Rclone(_OverSftp):
     """With its defaults: no cache of contents."""
 
     def command(self, point: Path) -> Command:
-        settings = dict(line.split(" ", 1) for line in _settings(self._sshd.options))
-        options = {
-            "config": "",  # no file
-            "cache-dir": str(self._folder / "cache"),
-            "sftp-host": self._address,
-            "sftp-port": settings["Port"],
-            "sftp-user": getpass.getuser(),
-            "sftp-key-file": settings["IdentityFile"],
-            "sftp-known-hosts-file": settings["UserKnownHostsFile"],
-        }
-        words = [f"--{name}={value}" for name, value in options.items()]
+        words = [word.replace(LOOPBACK, self._address) for word in rclone_settings(self._sshd, self._folder)]
         return Command((program("rclone"), "mount", f":sftp:{self._source}", str(point), "--read-only", *words))
-
-
-def _settings(options: Sequence[str]) -> list[str]:
-    """ssh's command line as lines of its configuration."""
-    lines = []
-    for flag, value in zip(options[::2], options[1::2], strict=True):
-        if flag == "-i":
-            lines.append(f"IdentityFile {value}")
-        elif flag == "-o":
-            lines.append(value.replace("=", " ", 1))
-    return lines
 
 
 class Mounted:
@@ -191,6 +170,15 @@ class Mounted:
 
     def __exit__(self, *exception: object) -> None:
         self.end()
+
+
+def unmount_below(folder: Path) -> None:
+    """Whatever is still mounted below `folder`, so that it can be removed. Asks no file system."""
+    for line in _MOUNTS.read_text().splitlines():
+        point = line.split()[_POINT].replace("\\040", " ").replace("\\134", "\\")
+        if Path(point).is_relative_to(folder):
+            argv = [program("fusermount3"), "-u", "-z", point]
+            subprocess.run(argv, capture_output=True, timeout=STOP_TIMEOUT, start_new_session=True)
 
 
 def is_mounted(point: Path) -> bool:

@@ -40,6 +40,11 @@ def random_reads(point: Path, source: Path, name: str, count: int, seed: int) ->
     return {"reads": _reads(point / name, source / name, places, PIECE)}
 
 
+def at_places(point: Path, source: Path, name: str, places: list[int], size: int) -> Figures:
+    """`size` bytes at each place."""
+    return {"reads": _reads(point / name, source / name, places, size)}
+
+
 def seeks(point: Path, source: Path, name: str, places: list[int]) -> Figures:
     """4 MiB at each place."""
     return {"reads": _reads(point / name, source / name, places, SEEK)}
@@ -154,6 +159,7 @@ def _counted(took: float, said: str, lines: int) -> float:
 WORKS: Final[dict[str, Callable[..., Figures]]] = {
     "random": random_reads,
     "seek": seeks,
+    "places": at_places,
     "first": first_bytes,
     "copy": copy,
     "git": git_status,

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from headrace.bench import loopback
 from headrace.bench.process import (
@@ -167,6 +167,16 @@ class _OverSsh:
         self._folder.mkdir()
         self._sshd.start()
 
+    @property
+    def sshd(self) -> Sshd:
+        """The one that serves it."""
+        return self._sshd
+
+    def by(self, sshd: Sshd) -> Self:
+        """Through another sshd, before `start`."""
+        self._sshd = sshd
+        return self
+
     def before_run(self) -> None:
         pass
 
@@ -273,9 +283,10 @@ class Cp:
 class Loopback:
     """A limit: sendfile to recv_into between two Python processes. Files only."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, address: str = "127.0.0.1") -> None:
         self.name = name
         self._folder = folder
+        self._address = address
         self._child: Child | None = None
         self._port = ""
 
@@ -286,7 +297,8 @@ class Loopback:
     def start(self, source: Path) -> None:
         self._folder.mkdir()
         said, log = self._folder / "port", self._folder / "log"
-        self._child = Child(Command((sys.executable, loopback.__file__, "serve", str(source))), said, log)
+        argv = (sys.executable, loopback.__file__, "serve", str(source), self._address)
+        self._child = Child(Command(argv), said, log)
         deadline = time.monotonic() + READY_TIMEOUT
         while not said.read_text().endswith("\n"):
             if self._child.ended or time.monotonic() > deadline:
@@ -299,8 +311,94 @@ class Loopback:
 
     def command(self, source_name: str, dest: Path) -> Command:
         destination = str(dest / source_name)
-        return Command((sys.executable, loopback.__file__, "get", self._port, source_name, destination))
+        return Command((sys.executable, loopback.__file__, "get", self._address, self._port, source_name, destination))
 
     def stop(self) -> None:
         if self._child:
             self._child.end()
+
+
+class Iperf3:
+    """A limit: what iperf3 carries from memory to memory. It copies no file, so there is none to check.
+
+    Not in a line with the others: its client here receives, as theirs do (`--reverse`).
+    """
+
+    makes_no_copy = True
+
+    def __init__(self, name: str, folder: Path, address: str = "127.0.0.1") -> None:
+        self.name = name
+        self._folder = folder
+        self._address = address
+        self._source = Path()
+        self._child: Child | None = None
+        self._port = 0
+
+    @property
+    def server(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self, source: Path) -> None:
+        iperf3 = program("iperf3")
+        self._source = source
+        self._folder.mkdir()
+
+        def command(port: int) -> Command:
+            return Command((iperf3, "--server", "--bind", self._address, "--port", str(port)))
+
+        self._child, self._port = listen(command, self._folder / "server.log", self._address)
+
+    def before_run(self) -> None:
+        pass
+
+    def command(self, source_name: str, dest: Path) -> Command:
+        size = (self._source / source_name).stat().st_size
+        where = ("--client", self._address, "--port", str(self._port))
+        return Command((program("iperf3"), *where, "--reverse", "--bytes", str(size)))
+
+    def stop(self) -> None:
+        if self._child:
+            self._child.end()
+
+
+class RcloneCopy(_OverSsh):
+    """`rclone copy` over sftp, with rclone's defaults; for trees 16 transfers at once, and without a
+    checksum of each file, which would start a program for it on the other end."""
+
+    def start(self, source: Path) -> None:
+        program("rclone")
+        super().start(source)
+
+    def command(self, source_name: str, dest: Path) -> Command:
+        source = self._source / source_name
+        words = rclone_settings(self._sshd, self._folder)
+        if source.is_dir():
+            words = [*words, "--transfers=16", "--checkers=16", "--sftp-disable-hashcheck"]
+            return Command((program("rclone"), "copy", f":sftp:{source}", str(dest / source_name), *words))
+        return Command((program("rclone"), "copyto", f":sftp:{source}", str(dest / source_name), *words))
+
+
+def rclone_settings(sshd: Sshd, folder: Path) -> list[str]:
+    """Options for rclone to find that sshd, and no settings of the user's."""
+    settings = dict(line.split(" ", 1) for line in ssh_settings(sshd.options))
+    options = {
+        "config": "",  # no file
+        "cache-dir": str(folder / "cache"),
+        "sftp-host": sshd.login.partition("@")[2],
+        "sftp-port": settings["Port"],
+        "sftp-user": sshd.login.partition("@")[0],
+        "sftp-key-file": settings["IdentityFile"],
+        "sftp-known-hosts-file": settings["UserKnownHostsFile"],
+    }
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def ssh_settings(options: Sequence[str]) -> list[str]:
+    """ssh's command line as lines of its configuration."""
+    lines = []
+    for flag, value in zip(options[::2], options[1::2], strict=True):
+        if flag == "-i":
+            lines.append(f"IdentityFile {value}")
+        elif flag == "-o":
+            lines.append(value.replace("=", " ", 1))
+    return lines

@@ -36,6 +36,7 @@ def environment() -> dict[str, str]:
     """The caller's environment without its headrace settings, which must not change what is measured. Nothing is
     announced outside this machine."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)  # else programs in Python would be compiled anew at each start
     return {**ours, "HEADRACE_NO_DISCOVERY": "1"}
 
 
@@ -141,16 +142,16 @@ def orderly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def listen(command: Callable[[int], Command], log: Path) -> tuple[Child, int]:
-    """A server on a free port of 127.0.0.1, and that port. command: makes the command for a port.
+def listen(command: Callable[[int], Command], log: Path, address: str = "127.0.0.1") -> tuple[Child, int]:
+    """A server on a free port of `address`, and that port. command: makes the command for a port.
 
     Raises BenchError with its log when it does not come to accept connections, NotInstalledError.
     """
     for attempt in range(1, PORTS + 1):
-        port = _free_port()
+        port = _free_port(address)
         child = Child(command(port), log)
         try:
-            _wait_for_port(child, port, log)
+            _wait_for_port(child, (address, port), log)
         except BaseException as why:
             child.end()
             if attempt == PORTS or not isinstance(why, BenchError):
@@ -160,19 +161,19 @@ def listen(command: Callable[[int], Command], log: Path) -> tuple[Child, int]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for_port(child: Child, port: int, log: Path) -> None:
+def _wait_for_port(child: Child, where: tuple[str, int], log: Path) -> None:
     deadline = time.monotonic() + READY_TIMEOUT
     while time.monotonic() < deadline:
         if child.ended:
             raise BenchError(f"it ended at once: {tail(log)}")
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(where, timeout=1).close()
         except OSError:
             time.sleep(POLL)
         else:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,10 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from headrace.bench import facts
+from headrace.bench.facts import load as load
 from headrace.bench.measure import Result, Sample, Spread
-from headrace.bench.peers import HEADRACE
-from headrace.bench.process import NotInstalledError
-from headrace.bench.sshd import program
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,40 +72,26 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "headrace": _first_line(*HEADRACE, "--version"),
-        "ssh": _first_line("ssh", "-V"),
-        "rsync": _first_line("rsync", "--version"),
-        "load": load(),
-    }
+    """What the figures depend on, as far as these benchmarks show it."""
+    return facts.machine(("ssh", "rsync"))
 
 
-def load() -> float:
-    """How many threads wanted to run, on average over the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def machine_line(facts: dict[str, Any]) -> str:
+def machine_line(known: dict[str, Any]) -> str:
     """The facts for people. A load of more than the cores makes the absolute figures too low."""
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, Python {facts['python']}; "
-        f"{facts['headrace']}; {facts['ssh']}; {facts['rsync']}\n"
-        f"load average {facts['load']} before, {load()} after, of {facts['cores']} cores"
+        f"{known['cpu']}, {known['cores']} cores, Linux {known['kernel']}, Python {known['python']}; "
+        f"{known['headrace']}; {known['ssh']}; {known['rsync']}\n"
+        f"load average {known['load']} before, {load()} after, of {known['cores']} cores"
         " (both ends run on these; what else the machine did slows every row)"
     )
 
 
-def save(file: Path, bench: str, facts: dict[str, Any], results: Sequence[Result], notes: Sequence[str]) -> None:
+def save(file: Path, bench: str, known: dict[str, Any], results: Sequence[Result], notes: Sequence[str]) -> None:
     """Everything, every run included."""
     what = {
         "bench": bench,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": facts | {"load_after": load()},
+        "machine": known | {"load_after": load()},
         "notes": list(notes),
         "results": [asdict(result) | {"rates": result.rates} for result in results],
     }
@@ -120,21 +101,3 @@ def save(file: Path, bench: str, facts: dict[str, Any], results: Sequence[Result
 def tell(line: str) -> None:
     """One line about how far the benchmark is."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1) if found else platform.machine()
-
-
-def _first_line(name: str, *arguments: str) -> str:
-    """What a program says of its version."""
-    try:
-        said = subprocess.run([program(name), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except NotInstalledError:
-        return f"no {name}"
-    lines = (said.stdout + said.stderr).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else f"{name} of unknown version"

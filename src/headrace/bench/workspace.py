@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,19 @@ def random_tree(root: Path, files: int, size: int) -> None:
         folder.mkdir(parents=True)
         for number in range(first, min(first + FILES_A_FOLDER, files)):
             (folder / f"{number:06d}.bin").write_bytes(os.urandom(size))
+
+
+def text_file(path: Path, size: int) -> None:
+    """Source code: the modules of the standard library one after the other, and again where that is not enough. The
+    distance is far longer than what a compressor here looks back."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    with path.open("wb") as file:
+        while True:
+            for module in modules:
+                left = size - file.tell()
+                if left <= 0:
+                    return
+                file.write(module.read_bytes()[:left])
 
 
 def tree_size(root: Path) -> tuple[int, int]:

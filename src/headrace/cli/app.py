@@ -17,7 +17,6 @@ from headrace._version import __version__
 from headrace.cli import output, signals
 from headrace.cli.options import Common
 from headrace.errors import HeadraceError, UsageError, printable
-from headrace.observe import logs
 from headrace.protocol.codes import BadCodeError, Code
 
 PROGRAM: Final = "headrace"
@@ -45,6 +44,7 @@ COMMANDS: Final = {
     "cache": Listed("What lies on this machine's disks already, and is not fetched again."),
     "status": Listed("What runs on this machine: shares, their peers, transfers, rates; and new limits for them."),
     "peers": Listed("The hosts and peers this machine knows, and how to forget one."),
+    "bench": Listed("Side by side with scp, rsync, sshfs and others on this machine, as ratios."),
     "alerts": Listed("Alert rules for Prometheus, and a dashboard for Grafana."),
     "completion": Listed("Print a shell's completion script."),
 }
@@ -185,8 +185,6 @@ def _run(arguments: Sequence[str], common: Common) -> int:
         common.leave_at_once = True
         return why.exit_code if isinstance(why, signals.Stopped) else 128 + signal.SIGINT
     except click.ClickException as why:
-        if common.log_json or "--log-json" in arguments:  # what is wrong may stand before it
-            logs.setup(common.verbose, json=True, quiet=common.quiet)
         return _usage(why)
     except HeadraceError as why:
         return _failed(why, common)
@@ -196,7 +194,7 @@ def _run(arguments: Sequence[str], common: Common) -> int:
 
 
 def _failed(why: HeadraceError, common: Common) -> int:
-    output.complain(why)
+    output.say(str(why))
     if common.verbose >= 2:
         import traceback
 
@@ -212,7 +210,7 @@ def _usage(why: click.ClickException) -> int:
     if isinstance(why, click.MissingParameter) and why.param and why.param.name == "target":
         message = f"{message.rstrip('.')}, such as 7k2m-xq4c-9dht@192.168.1.20:7420"
     end = "" if message.endswith("?") else "."
-    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.", {"code": UsageError.code})
+    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.")
     return why.exit_code
 
 

@@ -124,13 +124,12 @@ class _Show:
         """One line for a file that failed."""
         with self._lock:
             self._told.add(event["message"])
-        fields = {name: event.get(name) for name in ("path", "hint", "code", "errno", "retryable")}
-        output.say(_complaint(event), fields)
+        output.say(_complaint(event))
 
     def _conclude(self, result: GetResult) -> None:
         """One line for the whole, unless its one file's said it already."""
         if result.error and result.error.message not in self._told:
-            output.complain(result.error)
+            output.say(str(result.error))
 
     def connected(self, session: Session) -> None:
         """The host let us in."""
@@ -287,16 +286,16 @@ class _Human(_Show):
 
     def connected(self, session: Session) -> None:
         if session.connection.fallback_reason and not self._quiet:
-            output.say(session.connection.fallback_reason, level=logging.WARNING)
+            output.say(session.connection.fallback_reason)
 
     def event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "error":
             self._complain(event)
         elif kind == "warning" and not self._quiet:
-            output.say(f"warning: {_complaint(event)}", {"path": event.get("path")}, level=logging.WARNING)
+            output.say(f"warning: {_complaint(event)}")
         elif kind == "transport" and not self._quiet:
-            output.say(f"chunks go by {event['transport'].upper()} from here on: {event['reason']}", level=logging.INFO)
+            output.say(f"chunks go by {event['transport'].upper()} from here on: {event['reason']}")
         elif kind == "file":
             self._file(event["action"], printable(event["path"]), event["bytes"])
         elif kind == "limit":

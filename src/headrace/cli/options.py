@@ -155,15 +155,13 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         common.code_file_given = ctx.get_parameter_source("code_file") is click.core.ParameterSource.COMMANDLINE
 
 
-def _option(*flags: str, to_common: bool = False, **more: Any) -> click.Option:
-    name = next(flag for flag in flags if flag.startswith("--")).removeprefix("--").split("/")[0].replace("-", "_")
+def _option(*flags: str, to_common: bool = False, name: str = "", **more: Any) -> click.Option:
+    if not name:
+        long = next(flag for flag in flags if flag.startswith("--"))
+        name = long.removeprefix("--").split("/")[0].replace("-", "_")
     if to_common:
         more |= {"expose_value": False, "callback": _keep}
     return click.Option([*flags, name], envvar=PREFIX + name.upper(), **more)
-
-
-def _limit(flag: str, default: int, help: str) -> click.Option:
-    return _option(flag, type=click.IntRange(min=1), default=default, show_default=True, metavar="N", help=help)
 
 
 PROTOCOL: Final = _option(
@@ -286,27 +284,6 @@ ALLOW: Final = _option(
 )
 MAX_CLIENTS: Final = _option(
     "--max-clients", type=click.IntRange(min=1), metavar="N", help="Clients that may be connected at once."
-)
-MAX_CONNECTIONS: Final = _limit("--max-connections", 1024, "Connections in all; further ones are turned away.")
-MAX_PER_ADDRESS: Final = _limit("--max-per-address", 512, "Connections from one address.")
-MAX_PER_PEER: Final = _limit("--max-per-peer", 64, "Connections of one paired client.")
-MAX_HANDSHAKES: Final = _limit("--max-handshakes", 192, "Connections that said too little to be let in yet.")
-MAX_HANDSHAKES_PER_ADDRESS: Final = _limit(
-    "--max-handshakes-per-address", 64, "Of those, from one address. The oldest makes room for the newest."
-)
-HANDSHAKE_TIMEOUT: Final = _option(
-    "--handshake-timeout",
-    type=Duration(),
-    default="10s",
-    show_default=True,
-    metavar="TIME",
-    help="How long a connection may take until it is let in.",
-)
-IDLE_TIMEOUT: Final = _option(
-    "--idle-timeout",
-    type=Duration(),
-    metavar="TIME",
-    help="Cut a client off when nothing travels for this long. Without: it may rest, as a mount does.",
 )
 EXPIRE: Final = _option("--expire", type=Duration(), metavar="TIME", help="Stop sharing after this time, as in 2h.")
 NO_DISCOVERY: Final = _option(
@@ -431,6 +408,51 @@ DEBUG_IO: Final = _option(
     help="Every read is one plain request, nothing is cached: to tell a fast path's fault from a slow disk.",
 )
 
+SUITE: Final = _option(
+    "--suite",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="How much is measured. quick: at most 90 seconds. full: half an hour.",
+)
+ONLY: Final = _option("--only", metavar="CASE,CASE", help="Only these cases; --list-cases says which there are.")
+BENCH_PEERS: Final = _option(
+    "--peers", metavar="NAME,NAME", help="Beside these only, or none: scp, rsync-daemon and so on. Default: all."
+)
+ROUNDS: Final = _option("--rounds", type=click.IntRange(1, 99), metavar="N", help="Rounds that count, at most.")
+FOLDER: Final = _option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where to work. Default: memory (/dev/shm), so that no disk sets the pace.",
+)
+CALLS: Final = _option("--calls", is_flag=True, help="Count system calls as well, with strace; --suite full does.")
+BENCH_JSON: Final = _option(
+    "--json", name="bench_json", type=click.Path(dir_okay=False), metavar="FILE", help="Write every round to this file."
+)
+PLOT: Final = _option(
+    "--plot", type=click.Path(file_okay=False), metavar="DIR", help="Draw the results there, as SVG and PNG."
+)
+PROFILE: Final = _option(
+    "--profile",
+    is_flag=False,
+    flag_value="headrace-profile",
+    type=click.Path(file_okay=False),
+    metavar="[DIR]",
+    help="Instead: where the time of both ends goes in a bulk copy, by py-spy, pyinstrument and perf, as far as they "
+    "are here. DIR: for the files; without it headrace-profile.",
+)
+LIST_CASES: Final = _option("--list-cases", is_flag=True, help="Print the names of all cases, and do nothing.")
+BAND: Final = _option(
+    "--band",
+    type=click.FloatRange(0, 10),
+    default=0.10,
+    show_default=True,
+    metavar="SHARE",
+    help="A change of less than this share is no news.",
+)
+OF_SUITES: Final = (*(SUITE, ONLY, BENCH_PEERS, ROUNDS, FOLDER, CALLS, BENCH_JSON, PLOT, PROFILE, LIST_CASES),)
+
 _LOGS: Final = (QUIET, VERBOSE, LOG_JSON)
 _WATCHED: Final = (METRICS, TRACE)
 _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT, CONGESTION)
@@ -443,13 +465,6 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         NO_DISCOVERY,
         ALLOW,
         MAX_CLIENTS,
-        MAX_CONNECTIONS,
-        MAX_PER_ADDRESS,
-        MAX_PER_PEER,
-        MAX_HANDSHAKES,
-        MAX_HANDSHAKES_PER_ADDRESS,
-        HANDSHAKE_TIMEOUT,
-        IDLE_TIMEOUT,
         EXPIRE,
         NAME,
         CODE,
@@ -481,6 +496,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "status": (WATCH, LAN, NEW_LIMIT_RATE, NEW_LIMIT_PEER, JSON, *_LOGS),
     "peers": (JSON, *_LOGS),
     "doctor": (*_REACH, JSON, *_LOGS),
+    "bench": (*OF_SUITES, BAND, *_LOGS),
     "alerts": (DASHBOARD, *_LOGS),
 }
 
