@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import tempfile
 import threading
 import time
 from collections import deque
@@ -270,6 +269,8 @@ class BufferPool:
                 self._changed.notify_all()
 
     def _spill(self, size: int) -> memoryview:
+        import tempfile  # here: with what it imports it costs each start some milliseconds
+
         folder = self._spill_to or Path(tempfile.gettempdir())
         with local_errors("spill to", folder), tempfile.TemporaryFile(dir=folder) as file:
             # Reserved first: writing to a mapping for which there is no room would kill the process (SIGBUS).

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 MAX_CONNECTIONS: Final = 8
@@ -31,6 +31,13 @@ class Best:
         while len(values) > 1 and values[keep][0] < now - window:
             del values[keep]
         return values[0][1]
+
+
+def _median(values: Iterable[float]) -> float:
+    """Of at least one. Not `statistics`: it takes as long to import as many a whole module of ours."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 class RoundTrips:
@@ -62,7 +69,7 @@ class RoundTrips:
         self._moved = now
         self.lost = False
         self._last.append(rtt)
-        self.recent = statistics.median(self._last)
+        self.recent = _median(self._last)
         least = -self._least.add(now, -rtt, BASELINE_WINDOW, keep=keep)
         self.longer = self.longer or (self.baseline is not None and least > 1.5 * self.baseline)
         self.baseline = least

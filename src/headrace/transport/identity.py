@@ -6,7 +6,6 @@ import contextlib
 import os
 import ssl
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,6 +56,8 @@ class Identity:
 def _create(path: Path) -> None:
     """Makes key and certificate; when two do so at once, one of them wins and both use that."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    import tempfile  # here: with what it imports it costs each start some milliseconds
+
     descriptor, temporary = tempfile.mkstemp(prefix=f"{FILE}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

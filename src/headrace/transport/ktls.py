@@ -13,7 +13,6 @@ import socket
 import ssl
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,6 +88,8 @@ def _refused(why: OSError) -> KernelTls:
 
 
 def _by_openssl(option: int, active: Callable[[socket.socket], bool]) -> KernelTls:
+    import tempfile  # here: with what it imports it costs each start some milliseconds
+
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder, connected() as (near, far):
         server = server_context(str(Identity.load_or_create(Path(folder)).file))
         client = client_context()
