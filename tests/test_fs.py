@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from tests.product.support import noise
 
 import headrace
+from headrace.engine.exchange import EXCHANGES
 from headrace.fs import HeadraceFileSystem
 from headrace.host.server import ShareServer
 
@@ -107,6 +109,22 @@ def test_many_ranges_at_once_and_those_that_cannot_be_had(fs: HeadraceFileSystem
     assert isinstance(folder, IsADirectoryError)
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(["nothing"], 0, 1, on_error="raise")
+
+
+def test_ranges_are_asked_for_at_the_same_time(fs: HeadraceFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four requests are out before any answer is read: one after the other would wait for each other for ever."""
+    together = threading.Barrier(4, timeout=20)
+    exchange = EXCHANGES[fs.storage_options["phase"]]
+    request = exchange.request
+
+    def meet(*asked: Any) -> None:
+        request(*asked)
+        together.wait()
+
+    monkeypatch.setattr(exchange, "request", meet)
+    starts = [0, 700_000, 1_400_000, 2_100_000]
+    found = fs.cat_ranges(["big.bin"] * 4, starts, [start + 9 for start in starts])
+    assert found == [BIG[start : start + 9] for start in starts]
 
 
 def test_what_is_refused(fs: HeadraceFileSystem, shared: ShareServer, place: Path) -> None:

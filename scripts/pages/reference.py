@@ -180,6 +180,7 @@ FIELDS: Final = {
     "data_plane": "`tls` or `clear`",
     "dir": "the folder",
     "entries": "chunks of the index that were forgotten",
+    "errno": "what the system called it, such as `ENOSPC`; null where it was not the system",
     "failed": "how many files failed",
     "fallback_reason": "why not the other transport; null where nothing was in its way",
     "files": "how many",

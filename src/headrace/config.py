@@ -1,8 +1,9 @@
-"""Where headrace keeps its state."""
+"""Where headrace keeps its state, and what the system gives this process."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -18,3 +19,13 @@ def home() -> Path:
     from platformdirs import user_state_path  # only when needed: most tests and all services set HEADRACE_HOME
 
     return user_state_path("headrace", appauthor=False)
+
+
+def descriptors() -> int:
+    """How many files and sockets this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows, where no such number is in the way
+        return sys.maxsize
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

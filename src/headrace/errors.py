@@ -10,6 +10,7 @@ Errors of the operating system and of libraries are mapped to this tree at the b
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -278,6 +279,16 @@ def printable(text: str, limit: int = 300) -> str:
         return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def system_word(error: BaseException) -> str | None:
+    """What the system called it, such as ENOSPC, where an error of the system is behind `error`; else None."""
+    cause: BaseException | None = error
+    for _ in range(5):
+        if isinstance(cause, OSError):
+            return errno.errorcode.get(cause.errno or 0)
+        cause = cause.__cause__ if cause else None
+    return None
 
 
 def from_wire(code: str, message: str) -> HeadraceError:

@@ -9,6 +9,8 @@ import pytest
 
 from headrace.observe import logs
 
+from .processes import Sharing, json_lines, run
+
 LOG = logging.getLogger("headrace.test")
 
 
@@ -94,3 +96,32 @@ def test_json_lines_say_what_they_are_about(capsys):
     assert (within["share"], within["peer"]) == ("7k2m", "0011aabb")
     assert between["share"] == "7k2m" and "peer" not in between
     assert "share" not in outside
+
+
+@pytest.mark.slow
+def test_what_fails_is_a_line_of_json_too_with_the_path_the_systems_word_and_what_to_do(tmp_path):
+    """Nothing else is on standard error then, so that a program can read all of it."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "source" / "below").mkdir(parents=True)
+    (tmp_path / "source" / "below" / "a").write_text("a")
+    (tmp_path / "source" / "b").write_text("b")
+    (tmp_path / "dest" / "below").mkdir(parents=True)
+    (tmp_path / "dest" / "b").write_text("another")
+    with Sharing(tmp_path / "source", home=tmp_path / "host") as share:
+        get = ("get", share.target, tmp_path / "dest", "--log-json", "--transport", "tcp")
+        ran = run(*get, home=tmp_path / "home")
+        different, whole = json_lines(ran.stderr)
+        missing = run("get", share.target + "/none", tmp_path / "dest", "--log-json", home=tmp_path / "home")
+    usage = run("get", "--log-json", "--frobnicate", home=tmp_path / "home")
+    off = run("share", tmp_path / "source", "--log-json", "--trace", tmp_path / "no" / "file", home=tmp_path / "home")
+
+    assert ran.returncode == 10
+    assert (different["level"], different["code"], different["path"]) == ("error", "different", "b")
+    assert different["hint"] == "Use --on-exist overwrite or --on-exist rename."
+    assert {"share", "peer", "transfer"} <= different.keys()
+    assert whole["code"] == "some_failed"
+    assert [line["code"] for line in json_lines(missing.stderr)] == ["not_found"]
+    assert [line["code"] for line in json_lines(usage.stderr)] == ["usage"]
+    (line,) = json_lines(off.stderr)
+    assert (line["code"], line["errno"]) == ("disk", "ENOENT")
+    assert str(tmp_path / "no" / "file") in line["message"] and "--trace" in line["hint"]

@@ -128,7 +128,8 @@ def test_what_is_not(talk: Talk, path: bytes, zstd: int, length: int, said: list
 def test_a_rate_limit_is_a_slow_link(talk: Talk) -> None:
     """From the first chunk on. It is in small buffers, as everything for those who are held back."""
     buffers = BufferPool(64 * MIB)
-    assert ask(talk(20 * MIB, buffers=buffers), b"text", HOST_DECIDES) == ["zstd"] * (SIZE // (READ_SIZE // 2))
+    # 2 MiB a second: a compressor that a busy machine holds back is faster than that.
+    assert ask(talk(2 * MIB, buffers=buffers), b"text", HOST_DECIDES) == ["zstd"] * (SIZE // (READ_SIZE // 2))
     # All of it was needed once, for the hash.
     assert buffers.figures().high_water == CHUNK_SIZE
     assert buffers.figures().held == CHUNK_SIZE + READ_SIZE

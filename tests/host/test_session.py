@@ -27,6 +27,7 @@ from headrace.errors import (
 )
 from headrace.host import session
 from headrace.host.guesses import GuessLimit
+from headrace.host.limits import HANDSHAKE_TIMEOUT, Limits
 from headrace.host.session import Event, Share, serve
 from headrace.protocol.codes import Code
 from headrace.protocol.frames import PREFIX
@@ -360,9 +361,8 @@ def test_frames_that_break_the_limits_of_the_handshake(host: Host, raw: bytes) -
 # ---- those who do not come to the point ------------------------------------------------------------------------------
 
 
-def test_who_says_nothing_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "HANDSHAKE_TIMEOUT", 0.05)
-    host.connect()
+def test_who_says_nothing_is_dropped(host: Host) -> None:
+    host.connect(limits=Limits(handshake=0.05))
     assert host.settled() == []
 
 
@@ -390,7 +390,7 @@ def test_who_dribbles_is_dropped_when_its_time_is_over(host: Host, clock: Clock)
     messages.send(Hello((7, 8), [], ""))
     messages.expect()
     stream.send(PREFIX.pack(4096, 0))
-    clock.now += session.HANDSHAKE_TIMEOUT - 0.1
+    clock.now += HANDSHAKE_TIMEOUT - 0.1
     stream.send(b"\x80")
     clock.now += 0.2
     with contextlib.suppress(ConnectionLostError):  # it may have seen the time already
@@ -406,7 +406,7 @@ def test_who_stops_in_the_middle_of_a_guess_has_spent_it(host: Host, clock: Cloc
     messages.send_all(ClientHandshake(fingerprint=stream.fingerprint, entropy=os.urandom, code=CODE).start())
     messages.expect()
     messages.expect()
-    clock.now += session.HANDSHAKE_TIMEOUT + 1
+    clock.now += HANDSHAKE_TIMEOUT + 1
     stream.send(b"\0")
     assert messages.receive() is None
     host.settled()

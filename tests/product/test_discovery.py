@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,6 +78,22 @@ def there(lab: Lab, tmp_path: Path) -> Machine:
     return Machine(lab.b, tmp_path)
 
 
+def mounts(machine: Machine, point: Path) -> None:
+    """By the code alone, too. The mount is seen by the machine's own processes only."""
+    if not os.path.exists("/dev/fuse") or not shutil.which("fusermount3"):
+        return
+    point.mkdir()
+    mount = machine.start("mount", CODE, point, "--foreground", "--json")
+    try:
+        assert mount.stdout
+        ready = json.loads(mount.stdout.readline())
+        assert (ready["event"], ready["share"]) == ("ready", GROUP)
+    finally:
+        mount.send_signal(signal.SIGINT)
+        mount.communicate(timeout=20)
+    assert mount.returncode == 130
+
+
 def test_the_code_alone_finds_the_share_as_long_as_it_runs(here: Machine, there: Machine) -> None:
     with sharing(there):
         code, _, err = here.run("get", CODE, here.folder / "dest")
@@ -84,6 +101,7 @@ def test_the_code_alone_finds_the_share_as_long_as_it_runs(here: Machine, there:
         assert (here.folder / "dest" / "file").read_bytes() == b"found"
         code, out, err = here.run("cat", f"{CODE}/file")
         assert (code, out) == (0, "found"), err
+        mounts(here, here.folder / "mnt")
         code, out, err = here.run("status", "--lan", "--json")
         assert code == 0, err
         (found,) = [json.loads(line) for line in out.splitlines()]

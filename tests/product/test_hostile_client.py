@@ -16,6 +16,7 @@ import pytest
 
 import headrace
 from headrace.errors import ConnectionLostError, CredentialUnknownError, HeadraceError, ShareLockedError
+from headrace.host.limits import Limits
 from headrace.protocol.codes import Code
 from headrace.protocol.frames import encode_frame
 from headrace.protocol.messages import (
@@ -430,12 +431,10 @@ def test_more_silent_connections_than_a_share_takes_keep_nobody_out(
 
 
 @pytest.mark.parametrize("step", ["tcp", "tls", "hello", "half a frame", "pake", "a byte now and then"])
-def test_half_a_handshake_and_then_silence(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_half_a_handshake_and_then_silence(place: Path, tmp_path: Path, step: str) -> None:
     """The host drops it when its time is over; here that is a quarter of a second."""
-    monkeypatch.setattr("headrace.host.session.HANDSHAKE_TIMEOUT", 0.25)
-    with headrace.share(place / "share", bind="127.0.0.1", code=CODE, home=tmp_path / "home") as shared:
+    limits = Limits(handshake=0.25)
+    with headrace.share(place / "share", bind="127.0.0.1", code=CODE, home=tmp_path / "home", limits=limits) as shared:
         if step == "tcp":
             with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as sock:
                 assert sock.recv(100) == b""

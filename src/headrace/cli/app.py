@@ -17,6 +17,7 @@ from headrace._version import __version__
 from headrace.cli import output, signals
 from headrace.cli.options import Common
 from headrace.errors import HeadraceError, UsageError, printable
+from headrace.observe import logs
 from headrace.protocol.codes import BadCodeError, Code
 
 PROGRAM: Final = "headrace"
@@ -185,6 +186,8 @@ def _run(arguments: Sequence[str], common: Common) -> int:
         common.leave_at_once = True
         return why.exit_code if isinstance(why, signals.Stopped) else 128 + signal.SIGINT
     except click.ClickException as why:
+        if common.log_json or "--log-json" in arguments:  # what is wrong may stand before it
+            logs.setup(common.verbose, json=True, quiet=common.quiet)
         return _usage(why)
     except HeadraceError as why:
         return _failed(why, common)
@@ -194,7 +197,7 @@ def _run(arguments: Sequence[str], common: Common) -> int:
 
 
 def _failed(why: HeadraceError, common: Common) -> int:
-    output.say(str(why))
+    output.complain(why)
     if common.verbose >= 2:
         import traceback
 
@@ -210,7 +213,7 @@ def _usage(why: click.ClickException) -> int:
     if isinstance(why, click.MissingParameter) and why.param and why.param.name == "target":
         message = f"{message.rstrip('.')}, such as 7k2m-xq4c-9dht@192.168.1.20:7420"
     end = "" if message.endswith("?") else "."
-    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.")
+    output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.", {"code": UsageError.code})
     return why.exit_code
 
 

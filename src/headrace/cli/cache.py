@@ -251,7 +251,7 @@ class _Told:
         if self._events:
             fields = {"code": why.code, "path": os.fsdecode(path), "message": why.message, "hint": why.hint}
             self._events.emit({"event": "error", **fields, "retryable": why.retryable})
-        output.say(str(why))
+        output.complain(why)
 
 
 def _existing(path: str) -> bytes:

@@ -124,12 +124,13 @@ class _Show:
         """One line for a file that failed."""
         with self._lock:
             self._told.add(event["message"])
-        output.say(_complaint(event))
+        fields = {name: event.get(name) for name in ("path", "hint", "code", "errno", "retryable")}
+        output.say(_complaint(event), fields)
 
     def _conclude(self, result: GetResult) -> None:
         """One line for the whole, unless its one file's said it already."""
         if result.error and result.error.message not in self._told:
-            output.say(str(result.error))
+            output.complain(result.error)
 
     def connected(self, session: Session) -> None:
         """The host let us in."""
@@ -286,16 +287,16 @@ class _Human(_Show):
 
     def connected(self, session: Session) -> None:
         if session.connection.fallback_reason and not self._quiet:
-            output.say(session.connection.fallback_reason)
+            output.say(session.connection.fallback_reason, level=logging.WARNING)
 
     def event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "error":
             self._complain(event)
         elif kind == "warning" and not self._quiet:
-            output.say(f"warning: {_complaint(event)}")
+            output.say(f"warning: {_complaint(event)}", {"path": event.get("path")}, level=logging.WARNING)
         elif kind == "transport" and not self._quiet:
-            output.say(f"chunks go by {event['transport'].upper()} from here on: {event['reason']}")
+            output.say(f"chunks go by {event['transport'].upper()} from here on: {event['reason']}", level=logging.INFO)
         elif kind == "file":
             self._file(event["action"], printable(event["path"]), event["bytes"])
         elif kind == "limit":

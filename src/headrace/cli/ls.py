@@ -61,7 +61,7 @@ class _Unread:
 
     def add(self, path: RelPath, error: HeadraceError) -> None:
         self._count += 1
-        output.say(f"{path}: {error}")
+        output.say(f"{path}: {error}", {"path": str(path), "code": error.code})
 
     def raise_if_any(self) -> None:
         if self._count:

@@ -164,6 +164,10 @@ def _option(*flags: str, to_common: bool = False, name: str = "", **more: Any) -
     return click.Option([*flags, name], envvar=PREFIX + name.upper(), **more)
 
 
+def _limit(flag: str, default: int, help: str) -> click.Option:
+    return _option(flag, type=click.IntRange(min=1), default=default, show_default=True, metavar="N", help=help)
+
+
 PROTOCOL: Final = _option(
     "--protocol",
     to_common=True,
@@ -284,6 +288,27 @@ ALLOW: Final = _option(
 )
 MAX_CLIENTS: Final = _option(
     "--max-clients", type=click.IntRange(min=1), metavar="N", help="Clients that may be connected at once."
+)
+MAX_CONNECTIONS: Final = _limit("--max-connections", 1024, "Connections in all; further ones are turned away.")
+MAX_PER_ADDRESS: Final = _limit("--max-per-address", 512, "Connections from one address.")
+MAX_PER_PEER: Final = _limit("--max-per-peer", 64, "Connections of one paired client.")
+MAX_HANDSHAKES: Final = _limit("--max-handshakes", 192, "Connections that said too little to be let in yet.")
+MAX_HANDSHAKES_PER_ADDRESS: Final = _limit(
+    "--max-handshakes-per-address", 64, "Of those, from one address. The oldest makes room for the newest."
+)
+HANDSHAKE_TIMEOUT: Final = _option(
+    "--handshake-timeout",
+    type=Duration(),
+    default="10s",
+    show_default=True,
+    metavar="TIME",
+    help="How long a connection may take until it is let in.",
+)
+IDLE_TIMEOUT: Final = _option(
+    "--idle-timeout",
+    type=Duration(),
+    metavar="TIME",
+    help="Cut a client off when nothing travels for this long. Without: it may rest, as a mount does.",
 )
 EXPIRE: Final = _option("--expire", type=Duration(), metavar="TIME", help="Stop sharing after this time, as in 2h.")
 NO_DISCOVERY: Final = _option(
@@ -465,6 +490,13 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         NO_DISCOVERY,
         ALLOW,
         MAX_CLIENTS,
+        MAX_CONNECTIONS,
+        MAX_PER_ADDRESS,
+        MAX_PER_PEER,
+        MAX_HANDSHAKES,
+        MAX_HANDSHAKES_PER_ADDRESS,
+        HANDSHAKE_TIMEOUT,
+        IDLE_TIMEOUT,
         EXPIRE,
         NAME,
         CODE,

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, TextIO
 
 from headrace.cli.signals import Stopped
-from headrace.errors import HeadraceError, LocalDiskError, StoppedError, printable
+from headrace.errors import HeadraceError, LocalDiskError, StoppedError, printable, system_word
+from headrace.observe import logs
 
 SCHEMA: Final = 1
 MAX_MESSAGE: Final = 2000  # characters
@@ -54,15 +57,25 @@ def stderr_is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def say(message: str) -> None:
-    """One line on standard error, as every error and warning is told."""
+def say(message: str, fields: Mapping[str, Any] = MappingProxyType({}), *, level: int = logging.ERROR) -> None:
+    """One line on standard error, as every error and warning is told. fields, level: for --log-json."""
+    if logs.as_json(level, message, fields):
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error may be closed: nobody to tell
         sys.stderr.write(f"headrace: {printable(message, MAX_MESSAGE)}\n")
         sys.stderr.flush()
 
 
+def complain(why: HeadraceError) -> None:
+    """What failed, and what to do, in one line. As JSON also by its word, with the system's word behind it."""
+    fields = {"hint": why.hint, "code": why.code, "errno": system_word(why), "retryable": why.retryable}
+    say(str(why), fields)
+
+
 def note(message: str) -> None:
     """One line on standard error that is no complaint."""
+    if logs.as_json(logging.INFO, message, {}):
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{printable(message, MAX_MESSAGE)}\n")
         sys.stderr.flush()
@@ -129,6 +142,7 @@ def _error_event(why: Exception) -> dict[str, Any]:
         "path": None,
         "message": why.message,
         "hint": why.hint,
+        "errno": system_word(why),
         "retryable": why.retryable,
     }
 

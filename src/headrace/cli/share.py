@@ -38,6 +38,13 @@ def share(
     no_discovery: bool,
     allow: tuple[str, ...],
     max_clients: int | None,
+    max_connections: int,
+    max_per_address: int,
+    max_per_peer: int,
+    max_handshakes: int,
+    max_handshakes_per_address: int,
+    handshake_timeout: float,
+    idle_timeout: float | None,
     expire: float | None,
     name: str | None,
     code: str | None,
@@ -65,6 +72,7 @@ def share(
     with output.telling(events), contextlib.ExitStack() as undo:
         undo.callback(while_it_runs.close)
         measure = while_it_runs.enter_context(watched(common, "share", events))
+        from headrace.host.limits import Limits
         from headrace.host.server import ShareServer
 
         server = ShareServer(
@@ -82,6 +90,15 @@ def share(
             discovery=not no_discovery,
             allow=allow,
             max_clients=max_clients,
+            limits=Limits(
+                connections=max_connections,
+                per_address=max_per_address,
+                per_peer=max_per_peer,
+                handshakes=max_handshakes,
+                handshakes_per_address=max_handshakes_per_address,
+                handshake=handshake_timeout,
+                idle=idle_timeout,
+            ),
             compress=compress,
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,

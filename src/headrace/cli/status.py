@@ -151,7 +151,7 @@ def _answers(told: set[int]) -> dict[running.Found, Snapshot]:
             continue
         except HeadraceError as why:
             if found.pid not in told:
-                output.say(str(why))
+                output.complain(why)
             told.add(found.pid)
     return answers
 

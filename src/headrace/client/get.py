@@ -33,6 +33,7 @@ from headrace.errors import (
     StoppedError,
     UsageError,
     printable,
+    system_word,
 )
 from headrace.observe import tracing
 from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK, Entry
@@ -377,6 +378,7 @@ class Transfer:
                 **_path(path),
                 "message": error.message,
                 "hint": error.hint,
+                "errno": system_word(error),
                 "retryable": error.retryable,
             }
         )

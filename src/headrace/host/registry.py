@@ -102,13 +102,15 @@ class Registry:
         limit_peer: float | None = None,
         *,
         max_peers: int | None = None,
+        max_streams: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """limit_peer: bytes a second to each peer, and as many from it; `limits.rate` changes it later.
 
-        max_peers: how many may be connected at once, each with as many connections as it likes; None: no limit.
+        max_peers: how many may be connected at once; None: no limit. max_streams: connections of each of them.
         """
         self._max_peers = max_peers
+        self._max_streams = max_streams
         self.limits = PeerLimits(limit_peer)
         self._clock = clock
         self._lock = threading.Lock()
@@ -124,7 +126,7 @@ class Registry:
         """As long as the block runs, the stream counts as its peer's, and keeps to that peer's limit and to `limit`.
         times: the stream's. What is given is where the time of all the peer's streams goes.
 
-        Raises ShareFullError where one peer more would be too many.
+        Raises ShareFullError where one peer more would be too many, or one connection more of this one.
         """
         peer = self._enter(stream, agreed, address)
         # Its own first: whoever waits for that holds nothing of what is there for all.
@@ -145,6 +147,12 @@ class Registry:
             received = self._received + sum(stream.bytes_in for stream in open_streams)
         return View(now, sent, received, peers)
 
+    def moved(self, peer: bytes) -> int:
+        """Bytes to and from that peer on the connections that it has; it changes while anything travels."""
+        with self._lock:
+            known = self._peers.get(peer)
+            return sum(stream.bytes_in + stream.bytes_out for stream in known.streams) if known else 0
+
     def spent(self) -> Spent:
         """Where the time of all streams went so far."""
         with self._lock:
@@ -162,6 +170,11 @@ class Registry:
                         f"this share takes no more than {self._max_peers} at once, and that many are connected"
                     )
                 peer = self._peers[agreed.peer] = _Peer(self.limits.begin(agreed.peer), self._clock())
+            elif self._max_streams is not None and len(peer.streams) >= self._max_streams:
+                raise ShareFullError(
+                    f"this share takes no more than {self._max_streams} connections of one peer, and has that many",
+                    hint="Is the same home used by several machines? Raise --max-per-peer on the sharing side.",
+                )
             peer.agent, peer.address, peer.protocol = agreed.agent, address, agreed.version
             peer.transport = stream.transport
             peer.streams.append(stream)

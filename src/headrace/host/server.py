@@ -6,10 +6,10 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
 from headrace.host.allowed import Allowed
 from headrace.host.guesses import GuessLimit
 from headrace.host.handshakes import Handshakes
+from headrace.host.limits import Limits
 from headrace.host.registry import Registry
 from headrace.host.session import Event, Served, Share, serve
 from headrace.host.udp import UdpSide, fall_back
@@ -44,7 +45,6 @@ from headrace.transport.zerocopy import wants_clear
 log = logging.getLogger("headrace.host")
 
 BACKLOG: Final = 256
-MAX_CONNECTIONS: Final = 1024  # each costs a thread; further ones are turned away at once
 STOP_TIMEOUT: Final = 5.0
 ANY: Final = ("", "0.0.0.0", "::")  # to bind to these is to bind to all addresses
 TRANSPORTS: Final = frozenset({"tcp", "quic"})
@@ -79,6 +79,7 @@ class ShareServer:
         discovery: bool = False,
         allow: Sequence[str] = (),
         max_clients: int | None = None,
+        limits: Limits = Limits(),
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -92,7 +93,7 @@ class ShareServer:
         says so once and the share goes on by TCP.
         discovery: announce the public group of the code on the LAN.
         allow: networks, as in 192.168.0.0/16, from which connections are taken; none: from everywhere. max_clients:
-        peers that may be connected at once.
+        peers that may be connected at once. limits: what each of them, and strangers, may take of the share.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -101,7 +102,8 @@ class ShareServer:
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
         self.limit = Limit(limit_rate)
-        self.registry = Registry(limit_peer, max_peers=max_clients)
+        self.limits = limits.with_descriptors(config.descriptors())
+        self.registry = Registry(limit_peer, max_peers=max_clients, max_streams=limits.per_peer)
         self._allowed = Allowed(allow)
         self.limit_peer = self.registry.limits
         self._io = platform_io(io)
@@ -128,6 +130,7 @@ class ShareServer:
             registry=self.registry,
             watcher=self._watcher,
             clear=clear,
+            limits=self.limits,
             compressors=_compressors(compress),
             on_event=on_event,
         )
@@ -135,10 +138,12 @@ class ShareServer:
         self._announcer = Announcer(self.code.share, self.port, bind if bind not in ANY else "") if discovery else None
         self._threads: dict[threading.Thread, Served] = {}
         self._lock = threading.Lock()
-        self._handshakes = Handshakes(log.warning)
+        self._by_address: Counter[str] = Counter()
+        self.turned_away: Counter[str] = Counter()  # connections, by the limit that was in their way
+        self._handshakes = Handshakes(
+            log.warning, per_address=self.limits.handshakes_per_address, in_all=self.limits.handshakes
+        )
         self._stopping = False
-        # A quarter of the descriptors for connections; the rest for the files that they read.
-        self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._accepting = threading.Thread(target=self._accept, name="headrace-accept", daemon=True)
 
     def _open(self, identity: Identity, port: int, transports: Collection[str]) -> tuple[socket.socket, UdpSide | None]:
@@ -195,7 +200,10 @@ class ShareServer:
         """For the metrics."""
         from headrace.host.metrics import share_samples
 
-        return share_samples(self._share)
+        yield from share_samples(self._share)
+        turned_away = {**self.turned_away, "handshakes": self._handshakes.ended, "allow": self._allowed.turned_away}
+        for limit, count in turned_away.items():
+            yield Sample("turned_away", count, (limit,))
 
     def start(self) -> None:
         self._accepting.start()
@@ -272,9 +280,14 @@ class ShareServer:
 
     def _full(self, address: str) -> bool:
         with self._lock:
-            full = len(self._threads) >= self._most
-        if full:
-            log.warning("turned %s away: %d connections are open", address, self._most)
+            count, own = len(self._threads), self._by_address.get(address, 0)
+            full = count >= self.limits.connections or own >= self.limits.per_address
+            if full:
+                self.turned_away["connections" if count >= self.limits.connections else "per_address"] += 1
+        if full and count >= self.limits.connections:
+            log.warning("turned %s away: %d connections are open", address, count)
+        elif full:
+            log.warning("turned %s away: %d connections from there are open", address, own)
         return full or self._stopping
 
     def _begin(self, stream: Served, address: str) -> bool:
@@ -282,14 +295,13 @@ class ShareServer:
         thread = threading.Thread(target=self._run, args=(stream, address), name=f"headrace-{address}", daemon=True)
         with self._lock:
             self._threads[thread] = stream
+            self._by_address[address] += 1
         self._handshakes.begin(stream, address)
         try:
             thread.start()
         except RuntimeError as why:  # no further thread is allowed here; those that run go on, and so does the share
             log.warning("turned %s away: %s", address, why)
-            self._handshakes.over(stream)
-            with self._lock:
-                del self._threads[thread]
+            self._over(stream, thread, address)
             return False
         return True
 
@@ -300,9 +312,15 @@ class ShareServer:
             # The last line of defence: one session's bug must not take the share down, and must not be silent.
             log.exception("a session with %s failed", address)
         finally:
-            self._handshakes.over(stream)
-            with self._lock:
-                self._threads.pop(threading.current_thread(), None)
+            self._over(stream, threading.current_thread(), address)
+
+    def _over(self, stream: Served, thread: threading.Thread, address: str) -> None:
+        self._handshakes.over(stream)
+        with self._lock:
+            self._threads.pop(thread, None)
+            self._by_address[address] -= 1
+            if self._by_address[address] <= 0:
+                del self._by_address[address]
 
     def _locked(self, seconds: float) -> None:
         log.warning(

@@ -9,13 +9,14 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.engine.compress import Compressors
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
+from headrace.host.limits import HANDSHAKE_TIMEOUT, Limits
 from headrace.host.packing import Packing
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
@@ -36,7 +37,6 @@ from headrace.transport.trust import Peers
 
 log = logging.getLogger("headrace.host")
 
-HANDSHAKE_TIMEOUT: Final = 10.0
 Event = dict[str, Any]
 Served = TcpStream | QuicStream
 
@@ -60,6 +60,7 @@ class Share:
     limit: Limit = field(default_factory=lambda: Limit(None))
     registry: Registry = field(default_factory=Registry)
     watcher: Watcher | None = None
+    limits: Limits = Limits()
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -100,6 +101,33 @@ class _Policy:
             log.warning("the pairing with %s lasts only as long as this share: %s", self._address, why)
 
 
+class _Patience:
+    """Whether a client that does nothing is borne. It may pause as long as it likes, between requests and while it is
+    sent something (a pager does), unless others wait for the buffer that this costs, or the share sets a limit.
+
+    asked_every: seconds without anything on the stream after which it is asked.
+    """
+
+    def __init__(self, share: Share, agreed: Agreed, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share = share
+        self._peer = agreed.peer
+        self._clock = clock
+        self._moved = -1
+        self._since = 0.0
+        idle = share.limits.idle
+        self.asked_every = STALL_TIMEOUT if idle is None else min(STALL_TIMEOUT, max(idle / 4, 0.01))
+
+    def __call__(self, sending: bool) -> bool:
+        if sending:
+            return not self._share.buffers.contended
+        if self._share.limits.idle is None:
+            return True
+        moved, now = self._share.registry.moved(self._peer), self._clock()
+        if moved != self._moved:  # on another connection of the same peer
+            self._moved, self._since = moved, now
+        return now - self._since < self._share.limits.idle
+
+
 def serve(stream: Served, share: Share, address: str, granted: Callable[[], None] = lambda: None) -> None:
     """Serves one connection until it ends. Never raises for what a peer does; closes the stream.
 
@@ -108,10 +136,10 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
     messages = MessageStream(stream)
     pace(stream, share.limit)
     try:
-        stream.set_timeout(HANDSHAKE_TIMEOUT)
-        stream.set_deadline(HANDSHAKE_TIMEOUT)
+        stream.set_timeout(share.limits.handshake)
+        stream.set_deadline(share.limits.handshake)
         if isinstance(stream, TcpStream):
-            stream.handshake(HANDSHAKE_TIMEOUT)
+            stream.handshake(share.limits.handshake)
             # Two ways around TLS's records. QUIC has none.
             agreed = _handshake(messages, share, address, (SEALED, *([CLEAR] if share.clear else [])))
             if agreed.seal:
@@ -124,10 +152,9 @@ def serve(stream: Served, share: Share, address: str, granted: Callable[[], None
                 stream.hurry()
         granted()
         stream.set_deadline(None)
-        stream.set_timeout(STALL_TIMEOUT)
-        # A client may pause as long as it likes, between requests and while it is sent something (a pager does), unless
-        # others wait for the buffer that this costs.
-        stream.patient = lambda sending: not (sending and share.buffers.contended)
+        patience = _Patience(share, agreed)
+        stream.set_timeout(patience.asked_every)
+        stream.patient = patience
         with share.registry.present(stream, agreed, address, share.limit, messages.times) as ledger:
             metrics.HANDSHAKES.add(str(agreed.version))
             with logs.about(peer=agreed.peer.hex()[:8]):

@@ -37,11 +37,24 @@ def setup(verbosity: int = 0, *, json: bool = False, quiet: bool = False) -> Non
         logger.removeHandler(old)
     handler = _StderrHandler()
     handler.setFormatter(JsonFormatter() if json else HumanFormatter(details=verbosity >= 2))
+    global _json
+    _json = json
     logger.addHandler(handler)
     logger.setLevel(level_for(verbosity, quiet=quiet))
     logger.propagate = False
 
 
+def as_json(level: int, message: str, fields: Mapping[str, Any]) -> bool:
+    """One line of JSON, whatever the level of the log; whether that is how this process logs. fields: beside the usual
+    ones, such as `path` and `errno`."""
+    if not _json:
+        return False
+    logger = logging.getLogger(f"{ROOT}.cli")
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None, extra={"fields": dict(fields)}))
+    return True
+
+
+_json = False  # since the last `setup`
 _process: dict[str, str] = {}
 _thread: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
@@ -88,7 +101,7 @@ class HumanFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """One object a line: time (UTC, ISO 8601), level, logger, thread, message, the ids of what it is about (`about`),
-    and traceback where there is one."""
+    what `as_json` was given, and traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         import json
@@ -101,6 +114,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage()[:MAX_MESSAGE],
             **_process,
             **_thread.get(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)

@@ -27,6 +27,7 @@ QUIC_PROBLEMS: Final = ("failed", "silent", "rejected", "missing", "name", "no_q
 TARGET_REASONS: Final = (
     *("start", "forced", "bdp", "bufferbloat", "held", "recovered", "probe", "route", "no-rtt", "climb"),
 )
+LIMITS: Final = ("connections", "per_address", "handshakes", "allow")
 TIERS: Final = ("host-hashes", "memory")
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -92,6 +93,7 @@ FAMILIES: Final = (
     Family("peers", "gauge", "Peers that are connected.", where=_SHARE),
     Family("wrong_codes", "counter", "Attempts with a wrong code.", where=_SHARE),
     Family("lockouts", "counter", "Times that the share locked itself for new peers.", where=_SHARE),
+    Family("turned_away", "counter", "Connections that a limit turned away or ended.", {"limit": LIMITS}, _SHARE),
     # a transfer
     Family("requests_target", "gauge", "Chunk requests that are to be in flight.", where=_FETCHING),
     Family("connections_target", "gauge", "Connections that chunks are to use.", where=_FETCHING),

@@ -7,13 +7,13 @@ import errno
 import logging
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
+from headrace import config
 from headrace.errors import DestinationExistsError, HeadraceError, LocalFileError, NotFoundError, SourceChangedError
 from headrace.protocol.paths import MAX_NAME, MAX_PATH, RelPath, check_name
 from headrace.storage.fileio import FileIO
@@ -183,16 +183,6 @@ class Nameless:
             log.info("small files are written under a name of their own first: no file without one here (%s)", why)
 
 
-def _descriptors() -> int:
-    """How many files and sockets this process may have open."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 512
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
 class _Staged(NamedTuple):
     """A file that is written and has no name yet."""
 
@@ -226,7 +216,7 @@ class SmallWriter:
     ) -> None:
         """parent: Destination.parent."""
         self._durable = durable
-        self._most_staged = min(MAX_STAGED, _descriptors() // _STAGED_SHARE)
+        self._most_staged = min(MAX_STAGED, config.descriptors() // _STAGED_SHARE)
         self._staged: list[_Staged] = []
         self._folders: dict[int, int] = {}  # what they are named in, each with its file system
         self._failed: dict[RelPath, HeadraceError] = {}
