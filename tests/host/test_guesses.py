@@ -128,12 +128,11 @@ def test_a_guess_that_is_under_way_takes_a_try(limit: GuessLimit, locks: list[fl
     """The peer may know by now whether it was right, though it has not said so."""
     for _ in range(TRIES):
         limit.started(HERE)
-    assert 0 < limit.locked_for(HERE) < FIRST_LOCK
-    with pytest.raises(ShareLockedError):
+    with pytest.raises(ShareLockedError, match="at this moment") as caught:
         limit.started(THERE)
+    assert 0 < caught.value.retry_after < FIRST_LOCK
     assert locks == []
     limit.right(HERE)
-    assert limit.locked_for(HERE) == 0
     limit.started(HERE)
     for _ in range(TRIES):
         limit.wrong(HERE)
@@ -161,6 +160,50 @@ def test_many_at_once_are_no_way_around_it(limit: GuessLimit, locks: list[float]
     assert started.count(True) == TRIES
     for _ in range(TRIES):
         limit.wrong(HERE)
+    assert locks == [60]
+
+
+def test_right_codes_of_many_at_once_wait_for_each_other(clock: Clock, locks: list[float]) -> None:
+    limit, start = GuessLimit(clock, locks.append, patience=30.0), threading.Barrier(40)
+    under_way, most = 0, 0
+    counting = threading.Lock()
+
+    def guess(number: int) -> None:
+        nonlocal under_way, most
+        start.wait(10)
+        limit.started(f"10.0.0.{number}")
+        with counting:
+            under_way += 1
+            most = max(most, under_way)
+        threading.Event().wait(0.01)
+        with counting:
+            under_way -= 1
+        limit.right(f"10.0.0.{number}")
+
+    threads = [threading.Thread(target=guess, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert under_way == 0 and most <= TRIES and locks == [] and limit.wrong_total == 0
+
+
+def test_who_waits_for_others_is_refused_when_they_were_wrong(clock: Clock, locks: list[float]) -> None:
+    limit, refused = GuessLimit(clock, locks.append, patience=30.0), threading.Event()
+    for _ in range(TRIES):
+        limit.started(HERE)
+
+    def late() -> None:
+        with pytest.raises(ShareLockedError, match="too many wrong codes"):
+            limit.started(THERE)
+        refused.set()
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    for _ in range(TRIES):
+        limit.wrong(HERE)
+    assert refused.wait(10)
+    thread.join()
     assert locks == [60]
 
 

@@ -55,10 +55,19 @@ class GuessLimit:
     keeps at it for a year has tried fewer than 4,000 of 10^12 codes.
     """
 
-    def __init__(self, clock: Clock = time.monotonic, on_lock: Callable[[float], None] = lambda seconds: None) -> None:
+    def __init__(
+        self,
+        clock: Clock = time.monotonic,
+        on_lock: Callable[[float], None] = lambda seconds: None,
+        *,
+        patience: float = 0.0,
+    ) -> None:
+        """patience: seconds that a guess waits for others to be over, where those that are under way take all tries: a
+        hundred machines may be given the right code at the same moment."""
         self._clock = clock
         self._on_lock = on_lock
-        self._lock = threading.Lock()
+        self._patience = patience
+        self._lock = threading.Condition()
         self._share = _Count()
         self._addresses: OrderedDict[str, _Count] = OrderedDict()
         self.wrong_total = 0
@@ -69,20 +78,27 @@ class GuessLimit:
         return self._share.locks
 
     def locked_for(self, address: str) -> float:
-        """Seconds until this address may guess again; 0: now."""
+        """Seconds until this address may guess again; 0: now, or as soon as guesses that are under way are over."""
         with self._lock:
-            return self._wait(self._own(address))
+            now, own = self._clock(), self._own(address)
+            return max(0.0, self._share.locked_until - now, own.locked_until - now)
 
     def started(self, address: str) -> None:
-        """A guess begins. Raises ShareLockedError when there is no try left for it."""
+        """A guess begins; blocks for `patience` at most. Raises ShareLockedError when there is no try left for it."""
+        ends = time.monotonic() + self._patience
         with self._lock:
-            own = self._own(address)
-            wait = self._wait(own)
-            if wait:
-                error = ShareLockedError(f"too many wrong codes: this share takes no new peers for {wait:.0f} s")
-                error.retry_after = wait
-                raise error
-            for count in (own, self._share):
+            while wait := self._wait(self._own(address)):
+                left = ends - time.monotonic()
+                if wait > 1.0 or left <= 0:
+                    error = ShareLockedError(
+                        f"too many wrong codes: this share takes no new peers for {wait:.0f} s"
+                        if wait > 1.0
+                        else "too many are being let in at this moment"
+                    )
+                    error.retry_after = wait
+                    raise error
+                self._lock.wait(min(left, wait))
+            for count in (self._own(address), self._share):
                 count.open += 1
 
     def right(self, address: str) -> None:
@@ -90,6 +106,7 @@ class GuessLimit:
         with self._lock:
             for count in (self._own(address), self._share):
                 count.open = max(0, count.open - 1)
+            self._lock.notify_all()
 
     def wrong(self, address: str) -> None:
         """The guess that this address started was wrong, or was not carried through."""
@@ -101,6 +118,7 @@ class GuessLimit:
                 count.open = max(0, count.open - 1)
             own.failed(now)
             lock = self._share.failed(now)
+            self._lock.notify_all()
         if lock:
             self._on_lock(lock)
 

@@ -46,6 +46,7 @@ log = logging.getLogger("headrace.host")
 
 BACKLOG: Final = 256
 STOP_TIMEOUT: Final = 5.0
+GUESS_PATIENCE: Final = 0.8  # of the time that a handshake may take
 ANY: Final = ("", "0.0.0.0", "::")  # to bind to these is to bind to all addresses
 TRANSPORTS: Final = frozenset({"tcp", "quic"})
 _TRIES: Final = 8  # free TCP ports that are looked at until one is free for UDP as well
@@ -121,7 +122,7 @@ class ShareServer:
             code=self.code,
             identity=identity,
             peers=Peers(home),
-            guesses=GuessLimit(on_lock=self._locked),
+            guesses=GuessLimit(on_lock=self._locked, patience=GUESS_PATIENCE * self.limits.handshake),
             agent=f"headrace {__version__}",
             versions=versions,
             hashes=HashCache(store=lambda: _kept_hashes(home)),
