@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.protocol.messages import CHUNK_SIZE, KIB, MIB
+from headrace.storage import blockcache
 from headrace.storage.blockcache import PART, UNIT, BlockCache, DiskFile
 from headrace.storage.chunks import hash_bytes
 
@@ -374,3 +375,32 @@ def test_several_processes_and_kill_9_at_any_moment(tmp_path: Path) -> None:
         assert found
         assert not cache.figures().failures
         cache.close()
+
+
+def test_who_waits_for_the_writer_does_not_wait_for_its_rests(
+    cache: BlockCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for what it gathers: three batches, with an hour after each."""
+    monkeypatch.setattr(blockcache, "REST", 1e9)
+    monkeypatch.setattr(blockcache, "GATHER", 3600.0)
+    monkeypatch.setattr(blockcache, "BATCH", PART)
+    file = file_of(cache)
+    for number in range(3):
+        put(file, number * PART, (number + 1) * PART)
+    assert cache.flush(30)
+    assert got(file, 0, 3 * PART) == NOISE[: 3 * PART]
+    put(file, 3 * PART, 4 * PART)
+    cache.close()  # writes what is left, and rests no more
+    again = BlockCache(cache.folder)
+    assert got(file_of(again), 3 * PART, 4 * PART) == NOISE[3 * PART : 4 * PART]
+    again.close()
+
+
+def test_a_writer_that_rests_is_left_alone(cache: BlockCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockcache, "GATHER", 3600.0)
+    file = file_of(cache)
+    for number in range(4):
+        put(file, number * PART, (number + 1) * PART)
+    assert cache.figures().written == 0, "it gathers"
+    assert cache.flush(30)
+    assert cache.figures().written == 4
