@@ -91,6 +91,7 @@ def _serve(
 ) -> int:
     """Mounts, and serves until a signal comes or it is unmounted. The signal's number, or 0."""
     from headrace.cli.live import open_to_status
+    from headrace.cli.resident import stay
     from headrace.mount.mounted import Mount
     from headrace.mount.process import waking
 
@@ -102,6 +103,7 @@ def _serve(
         measure(mounted.samples)
         mounted.on_end(wake.wake)
         with open_to_status(mounted, "mount"):
+            stay()
             ready(_word(mounted))
             return wake.wait()
 

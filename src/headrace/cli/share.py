@@ -118,8 +118,10 @@ def share(
                     output.write_text(_announcement(server))
                     output.flush()
             from headrace.cli.live import LiveShare, open_to_status  # only now: nobody waits for it
+            from headrace.cli.resident import stay
 
             while_it_runs.enter_context(open_to_status(LiveShare(server, reporter.report), "share"))
+            stay()
 
         stopped = signals.wait_for_one(begin, expire)
         server.stop()
