@@ -81,7 +81,13 @@ def _tree(root: Path, count: int) -> None:
             lines = [" ".join(chance.choices(WORDS, k=8)) for _ in range(chance.randrange(10, 160))]
             (folder / f"file{number:05d}.py").write_text("\n".join([str(number), *lines, ""]))
     git = program("git")
-    for arguments in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "-m", "all"), ("gc", "--quiet")):
+    for arguments in (
+        ("init", "--quiet"),
+        ("config", "gc.auto", "0"),
+        ("add", "--all"),
+        ("commit", "--quiet", "-m", "all"),
+        ("gc", "--quiet"),
+    ):
         said = subprocess.run([git, *_IDENTITY, "-C", str(root), *arguments], capture_output=True, text=True)
         if said.returncode:
             raise BenchError(f"git {arguments[0]}: {said.stderr.strip()}")
