@@ -251,6 +251,20 @@ def test_chunk(talk: Talk, offset: int, length: int) -> None:
         assert answer == (Chunk(9, hash_bytes(wanted)), wanted)
 
 
+def test_short_ranges_of_a_file_that_changes_meanwhile(talk: Talk, folder: Path) -> None:
+    """The way of a mount's random reads: it is checked after each of them, too."""
+    conversation = talk()
+    version = conversation.entry(b"big").version
+    for number in range(1, 4):
+        answer = conversation.ask_one(GetChunk(number, b"big", version, 4711 * number, 16 * KIB))
+        assert answer[1] == CONTENT[4711 * number :][: 16 * KIB]
+    assert conversation.error(GetChunk(5, b"big", version, SIZE - 4096, 4097)).code == "not_found"
+    with (folder / "big").open("r+b") as file:
+        file.write(b"another beginning")
+    assert conversation.error(GetChunk(6, b"big", version, 4711, 16 * KIB)).code == "changed"
+    assert conversation.handler.served.bytes == 3 * 16 * KIB
+
+
 @pytest.mark.parametrize(("offset", "length"), [(0, 11), (10, 1), (9, 2), (1 << 63, 1), (0, CHUNK_SIZE)])
 def test_a_chunk_past_the_end_is_an_error(talk: Talk, offset: int, length: int) -> None:
     conversation = talk()

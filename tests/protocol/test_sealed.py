@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import ConnectionLostError, ProtocolError
 from headrace.protocol import sealed
-from headrace.protocol.sealed import BATCH, HEADER, RECORD, TAG, SealedRecords
+from headrace.protocol.sealed import BATCH, FIRST_BUFFER, HEADER, RECORD, SHORT, TAG, SealedRecords
 
 SECRET: Final = bytes(range(64))
 NOISE: Final = random.Random(7420).randbytes(3 * RECORD)
@@ -186,3 +186,80 @@ def test_the_golden_bytes() -> None:
         wire = b"".join(seal(sender, bytes.fromhex(plain)) for plain in vector["plain"]) + end(sender)
         assert wire.hex() == vector["wire"]
         assert feed(receiver, wire) == b"".join(map(bytes.fromhex, vector["plain"]))
+
+
+# ---- short records ---------------------------------------------------------------------------------------------------
+
+
+def arrive(records: SealedRecords, wire: bytes) -> None:
+    while wire:
+        room = records.room(0)
+        room[: len(wire)] = wire[: len(room)]
+        records.arrived(min(len(room), len(wire)))
+        wire = wire[len(room) :]
+
+
+@pytest.mark.parametrize("size", [1, 100, FIRST_BUFFER, SHORT])
+def test_a_short_record_is_what_protect_would_have_made(size: int) -> None:
+    """Two ends with the same keys, one of which takes the short way."""
+    short, long = SealedRecords(SECRET, server=True), SealedRecords(SECRET, server=True)
+    for parts in ([NOISE[:size]], [NOISE[: size // 2], NOISE[size // 2 : size]]):
+        record = short.protect_short(*parts)
+        assert record is not None
+        assert bytes(record) == seal(long, b"".join(parts))
+
+
+def test_what_is_longer_or_empty_has_to_go_the_long_way() -> None:
+    client, host = pair()
+    assert client.protect_short(NOISE[: SHORT + 1]) is None
+    assert client.protect_short(b"", b"") is None
+    assert feed(host, seal(client, b"in step")) == b"in step", "and no number was used up"
+
+
+@given(sizes=st.lists(st.sampled_from([1, 50, 3000, FIRST_BUFFER, SHORT, RECORD]), max_size=6), seed=seeds)
+def test_records_may_be_read_whole_or_in_pieces(sizes: list[int], seed: int) -> None:
+    """Each is read whole where it can be, and by `read_into` where it is beyond that or chance says so."""
+    chance = random.Random(seed)
+    client, host = pair()
+    for size in sizes:
+        sent = NOISE[:size]
+        arrive(host, seal(client, sent))
+        assert host.beyond(4096) == (size > 4096)
+        if size <= 4096 and chance.random() < 0.7:
+            assert host.read_whole(4096) == sent
+            continue
+        assert size <= 4096 or host.read_whole(4096) is None
+        into = memoryview(bytearray(size))
+        first = host.read_into(into[: chance.randint(1, size)])
+        if first < size:
+            assert host.read_whole(RECORD) is None, "it was begun"
+            assert host.beyond(RECORD)
+            assert host.read_into(into[first:]) == size - first
+        assert into == sent
+    arrive(host, end(client))
+    assert host.read_whole(4096) == b""
+    assert host.ended
+    assert host.beyond(4096)
+
+
+def test_a_record_that_has_not_arrived_is_waited_for() -> None:
+    client, host = pair()
+    wire = seal(client, NOISE[:1000])
+    for length in (0, 3, 4, len(wire) - 1):
+        _, other = pair()
+        arrive(other, wire[:length])
+        assert other.read_whole(4096) is None
+        assert not other.beyond(4096)
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 500, -1])
+def test_a_short_record_that_was_changed_is_noticed(at: int) -> None:
+    client, host = pair()
+    wire = bytearray(seal(client, NOISE[:1000]))
+    wire[at] ^= 1
+    arrive(host, bytes(wire))
+    with pytest.raises((ConnectionLostError, ProtocolError)):
+        host.read_whole(RECORD)
+        host.beyond(RECORD)
+        arrive(host, seal(client, NOISE[:2000]))  # a longer length waits for more first
+        host.read_whole(RECORD)

@@ -290,3 +290,125 @@ def test_a_header_may_be_as_large_as_its_limit() -> None:
     near.send(part)
     received = far.receive()
     assert received == (part, 0)
+
+
+# ---- where the transport has records ---------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A Stream whose bytes come in records, as far as a reader uses it. An empty record is the orderly end."""
+
+    transport = "tcp"
+
+    def __init__(self, records: list[bytes]) -> None:
+        self._records = [memoryview(record) for record in records]
+        self._begun = False
+
+    def recv_whole(self, most: int) -> bytes | None:
+        if self._begun or not self._records or len(self._records[0]) > most:
+            return None
+        return bytes(self._records.pop(0))
+
+    def recv_into(self, into: memoryview) -> int:
+        if not self._records:
+            return 0
+        count = min(len(into), len(self._records[0]))
+        into[:count] = self._records[0][:count]
+        self._records[0] = self._records[0][count:]
+        self._begun = len(self._records[0]) > 0
+        if not self._begun:
+            self._records.pop(0)
+        return count
+
+
+def recorded(records: list[bytes]) -> MessageStream:
+    reader = MessageStream(Recorded(records))  # type: ignore[arg-type]
+    reader.enter_session()
+    return reader
+
+
+def frame(number: int, payload: bytes) -> bytes:
+    message = Data(number) if payload else Pong(number)
+    return encode_frame(message, len(payload)) + payload
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 300, 5000, 200 * KIB]), max_size=8),
+    cuts=st.lists(st.integers(1, 400_000), max_size=12),
+    data=st.data(),
+)
+def test_however_frames_lie_in_records_the_messages_are_the_same(
+    sizes: list[int], cuts: list[int], data: st.DataObject
+) -> None:
+    """One to a record, several in one, one in several; the payload taken, read in pieces or skipped."""
+    payloads = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    frames = [frame(number + 1, payload) for number, payload in enumerate(payloads)]
+    if data.draw(st.booleans(), label="a record for each frame"):
+        records = list(frames)
+    else:
+        wire, records = b"".join(frames), []
+        while wire:
+            cut = cuts.pop() if cuts else len(wire)
+            records.append(wire[:cut])
+            wire = wire[cut:]
+    reader = recorded(records)
+    for number, payload in enumerate(payloads, 1):
+        message, size = reader.expect()
+        assert (message, size) == (Data(number) if payload else Pong(number), len(payload))
+        assert reader.idle == (not payload and not reader._decoder.buffered)
+        how = data.draw(st.sampled_from(["take", "read", "skip"]), label="how")
+        if how == "take" and (whole := reader.take_payload()) is not None:
+            assert whole == payload
+        elif how != "skip":
+            into = memoryview(bytearray(size))
+            half = size // 2
+            reader.read_payload(into[:half])
+            reader.read_payload(into[half:])
+            assert into == payload
+        else:
+            reader.skip_payload()
+    assert reader.receive() is None
+    assert reader.idle
+
+
+def test_a_frame_in_a_record_of_its_own_is_not_copied() -> None:
+    reader = recorded([frame(1, bytes(16 * KIB)), frame(2, bytes(200 * KIB))])
+    reader.expect()
+    assert len(reader.take_payload() or b"") == 16 * KIB
+    reader.expect()
+    assert reader.take_payload() is None, "too long for that"
+    reader.skip_payload()
+    assert reader.receive() is None
+
+
+def test_unknown_messages_in_records_are_skipped_and_counted() -> None:
+    reader = recorded([unknown(), unknown(b"payload"), frame(1, b"")])
+    assert reader.expect() == (Pong(1), 0)
+    assert reader.unknown_messages == 2
+
+
+def test_an_unread_payload_of_a_record_is_a_mistake_of_the_caller() -> None:
+    reader = recorded([frame(1, b"payload"), frame(2, b"")])
+    reader.expect()
+    with pytest.raises(RuntimeError, match="was not taken"):
+        reader.receive()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        PREFIX.pack(600 * KIB, 0) + bytes(100),
+        PREFIX.pack(3, 1) + b"\xc1\xc1\xc1.",
+        encode_frame(Pong(1), 5 * 1024 * KIB),
+    ],
+)
+def test_a_record_that_is_no_frame_is_refused(record: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        recorded([record]).receive()
+
+
+def test_a_chunk_in_the_clear_is_refused_where_nobody_agreed_to_it() -> None:
+    head = encode_frame(Chunk(1, bytes(32), clear=True), 4)
+    for records in ([head + b"abcd"], [head, b"abcd"]):
+        with pytest.raises(ProtocolError, match="in the clear"):
+            recorded(records).receive()

@@ -160,32 +160,24 @@ class BlockReader:
         if span.file.stale:
             raise SourceChangedError(f"{file.path} is another version on the host by now")
 
+        path, version, offset, length = file.raw_path, file.version, span.offset, span.length
+
         def ask(session: Session, lane: Lane) -> tuple[memoryview, bytes]:
-            return self._ask(session, lane, file, span)
+            exchange = EXCHANGES[session.agreed.version]
+            try:
+                answer = exchange.fetch(lane, path, version, offset, length)
+            except IntegrityError:  # once more on the same lane: the host takes it as a sign to look anew
+                answer = exchange.fetch(lane, path, version, offset, length)
+            self._look_at_path(lane)
+            return answer
 
         answer = self._link.run(ask, deadline, bulk=bulk, wait=wait)
-        self._fetched += span.length
+        self._fetched += length
         return answer
-
-    def _ask(self, session: Session, lane: Lane, file: BlockFile, span: Span) -> tuple[memoryview, bytes]:
-        exchange = EXCHANGES[session.agreed.version]
-        length, again = span.length, False
-        while True:
-            buffer = new_buffer(length)
-            exchange.request(lane, file.path, file.version, span.offset, length)
-            try:
-                digest, _ = exchange.receive(lane, length, buffer, None)
-            except IntegrityError:
-                if again:
-                    raise
-                again = True  # on the same lane: the host takes it as a sign to look anew
-                continue
-            self._look_at_path(lane)
-            return buffer, digest
 
     def _look_at_path(self, lane: Lane) -> None:
         now = self.clock()
-        if self._rtt_looks < RTT_FIRST or now - self._rtt_at >= RTT_EVERY:
+        if now - self._rtt_at >= RTT_EVERY or self._rtt_looks < RTT_FIRST:
             self._rtt_at = now
             self._rtt_looks += 1
             known, rtt = self.path.rtt, lane.messages.stream.rtt()
@@ -224,6 +216,7 @@ class BlockFile:
     def __init__(self, reader: BlockReader, path: RelPath, entry: Entry, disk: DiskFile | None) -> None:
         self._reader = reader
         self.path = path
+        self.raw_path = bytes(path)
         self.version = entry.version
         self.size = entry.size
         self.disk = disk
@@ -291,7 +284,7 @@ class BlockFile:
         while True:
             span, mine = reader.ram.claim(self._file, position, self._want(position, end, unit), must=True)
             assert span is not None
-            if mine:
+            if mine and self._ahead.window:
                 with self._lock:  # it may have been asked for before, and not have come
                     self._ahead.retreat(span.end)
             if mine or reader.ahead.steal(span):

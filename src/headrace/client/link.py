@@ -199,7 +199,7 @@ class Link:
                 seat = idle.pop()  # the last used: what it needs is still in the caches
             except IndexError:
                 break
-            if seat.lane.idle and not self._closed:
+            if not self._closed:  # that it is idle was seen when it was put back
                 return seat
             self._lose(seat, None)
         return self._wait_for(bulk, deadline, wait=wait)

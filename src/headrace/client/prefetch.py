@@ -50,6 +50,8 @@ class Prefetcher[Owner]:
 
     def cancel(self, owner: Owner) -> None:
         """Takes back what was asked for through `owner` and nobody has begun with."""
+        if not self._queue:  # as at every random read
+            return
         with self._changed:
             dropped = [span for span, whose in self._queue.items() if whose is owner]
             for span in dropped:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from headrace.engine.lane import Lane
+from headrace.engine.ramcache import new_buffer
 from headrace.engine.unpack import check_part
 from headrace.errors import IntegrityError, ProtocolError, SourceChangedError, from_wire
 from headrace.observe.metrics import VERIFY_FAILURES
@@ -23,7 +24,7 @@ from headrace.protocol.messages import (
     Read,
 )
 from headrace.protocol.paths import RelPath
-from headrace.storage.chunks import ZERO_HASH, new_hasher
+from headrace.storage.chunks import ZERO_HASH, hash_bytes, new_hasher
 from headrace.transport.framed import PIECE
 
 Sink = Callable[[int, memoryview], None]
@@ -45,6 +46,11 @@ class Exchange(Protocol):
         it does not: a sink that can fail for one file alone keeps that to itself until the range was received.
         """
 
+    def fetch(self, lane: Lane, path: bytes, version: bytes, offset: int, length: int) -> tuple[memoryview, bytes]:
+        """One range in memory of its own, and its hash, on a lane that has nothing else under way.
+
+        path: as on the wire. Raises as `receive`."""
+
 
 class BulkExchange:
     """Phase 8: GetChunk and Chunk. checks: compare what arrives with its hash; else that hash is believed."""
@@ -54,6 +60,22 @@ class BulkExchange:
 
     def request(self, lane: Lane, path: RelPath, version: bytes, offset: int, length: int) -> None:
         lane.post(GetChunk(lane.next_id(), bytes(path), version, offset, length, lane.zstd))
+
+    def fetch(self, lane: Lane, path: bytes, version: bytes, offset: int, length: int) -> tuple[memoryview, bytes]:
+        answer, payload = lane.ask(GetChunk(lane.next_id(), path, version, offset, length, lane.zstd))
+        if payload == length and type(answer) is Chunk and not (answer.zero or answer.packed or answer.size):
+            view = lane.messages.take_payload()
+            if view is not None:  # small, so it came with its head, and where it lies it can stay
+                lane.answered()
+                digest = hash_bytes(view) if self._checks else answer.hash
+                lane.times.lap(lane.times.hash)
+                if digest != answer.hash:
+                    VERIFY_FAILURES.add()
+                    raise IntegrityError("a chunk does not match its hash")
+                return view, digest
+        lane.put_back(answer, payload)
+        buffer = new_buffer(length)
+        return buffer, self.receive(lane, length, buffer, None)[0]
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         answer, payload = _chunk(lane, length)
@@ -127,6 +149,11 @@ class BaselineExchange:
         for position in range(0, length, READ_SIZE):
             size = min(READ_SIZE, length - position)
             lane.post(Read(lane.next_id(), raw, offset + position, size, version))
+
+    def fetch(self, lane: Lane, path: bytes, version: bytes, offset: int, length: int) -> tuple[memoryview, bytes]:
+        self.request(lane, RelPath.parse(path), version, offset, length)
+        buffer = new_buffer(length)
+        return buffer, self.receive(lane, length, buffer, None)[0]
 
     def receive(self, lane: Lane, length: int, buffer: memoryview, sink: Sink | None) -> tuple[bytes, bool]:
         hasher = new_hasher()

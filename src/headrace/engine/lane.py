@@ -22,6 +22,7 @@ from headrace.transport.framed import MessageStream
 
 log = logging.getLogger("headrace.lane")
 
+_ENDS: Final = (Error, Goodbye)  # what may say that the host ends the connection
 LAST_WORDS: Final = 1.0  # seconds in which they come, if there are any
 
 
@@ -83,6 +84,19 @@ class Lane:
                 self._hear_why()
                 raise
 
+    def ask(self, request: Message) -> tuple[Message, int]:
+        """As `post` and `part` of a lane that has nothing else under way."""
+        try:
+            self.messages.send(request)
+        except ConnectionLostError:
+            self._hear_why()
+            raise
+        return self._expect()
+
+    def put_back(self, message: Message, payload: int) -> None:
+        """What `ask` gave, for the next `part` to give once more."""
+        self._arrived = message, payload
+
     def wait(self) -> int:
         """Until the head of the next answer is here; `part` then gives it. The length of its payload. Raises as `part`
         does.
@@ -105,8 +119,12 @@ class Lane:
 
     def _receive(self) -> tuple[Message, int]:
         self.flush()
+        return self._expect()
+
+    def _expect(self) -> tuple[Message, int]:
         message, payload = self.messages.expect()
-        _raise_if_over(message)
+        if isinstance(message, _ENDS):
+            _raise_if_over(message)
         answers = getattr(message, "id", None)
         if not self._pending or answers != self._pending[0]:
             raise ProtocolError("the host answered something that it was not asked")

@@ -27,12 +27,15 @@ class Span:
     when the cache lets go of the span. error: why it did not come; a span that failed is in the cache no more.
     """
 
-    __slots__ = ("_done", "counted", "end", "error", "file", "listed", "offset", "pins", "unread", "view", "waste")
+    __slots__ = (
+        *("_done", "counted", "end", "error", "file", "length", "listed", "offset", "pins", "unread", "view", "waste"),
+    )
 
     def __init__(self, file: CachedFile, offset: int, end: int) -> None:
         self.file = file
         self.offset = offset
         self.end = end
+        self.length = end - offset
         self.view: memoryview | None = None
         self.error: HeadraceError | None = None
         self.listed = False  # found by `find`
@@ -41,10 +44,6 @@ class Span:
         self.unread = False  # read ahead, and nobody asked for it so far
         self.waste: Callable[[int], None] | None = None  # told how many bytes go without ever being asked for
         self._done: threading.Event | None = None
-
-    @property
-    def length(self) -> int:
-        return self.end - self.offset
 
 
 class CachedFile:
@@ -140,6 +139,8 @@ class RamCache:
                 return known, False
             first, last = unit, unit
             low, high = want[0] >> SHIFT, (min(want[1], file.size) - 1) >> SHIFT
+            if spans.keys().isdisjoint(range(low, high + 1)):  # the usual case, and a chunk has 256 units
+                first, last = low, high
             while first > low and _free(spans.get(first - 1)):
                 first -= 1
             while last < high and _free(spans.get(last + 1)):
@@ -147,11 +148,11 @@ class RamCache:
             span = Span(file, first << SHIFT, min((last + 1) << SHIFT, file.size))
             if not self._make_room(span.length):
                 return (span, True) if must else (None, False)
-            for covered in range(first, last + 1):
-                old = spans.get(covered)
-                if old is not None:
+            covered = range(first, last + 1)
+            if not spans.keys().isdisjoint(covered):
+                for old in {spans[unit] for unit in covered if unit in spans}:
                     self._unlist(old)
-                spans[covered] = span
+            spans.update(dict.fromkeys(covered, span))
             span.listed = span.counted = True
             self._used += span.length
             self._high_water = max(self._high_water, self._used)

@@ -215,7 +215,10 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
             request, payload = received
             if payload:
                 raise ProtocolError("a request with a payload")
-            with tracing.serving(handler.trace, messages.times):
+            if tracing.on():
+                with tracing.serving(handler.trace, messages.times):
+                    handler.handle(request)
+            else:
                 handler.handle(request)
     finally:
         handler.close()

@@ -249,7 +249,10 @@ class FileSystem:
         # The kernel reads a page again that could not be read ahead. Its program has waited for that long enough.
         deadline = now if now - handle.gave_up < AGAIN else now + self._timeout
         try:
-            with tracing.sampled("mount read"), RANDOM_READ.timing():
+            if RANDOM_READ.wanted or tracing.on():
+                with tracing.sampled("mount read"), RANDOM_READ.timing():
+                    data = handle.file.read(offset, size, deadline)
+            else:
                 data = handle.file.read(offset, size, deadline)
         except HostAwayError:
             handle.gave_up = self._clock()

@@ -223,6 +223,11 @@ def span(name: str, **attributes: Value) -> AbstractContextManager[None]:
     return _On(_tracer, name, attributes) if _tracer else _OFF
 
 
+def on() -> bool:
+    """Whether anything is traced."""
+    return _tracer is not None
+
+
 def sampled(name: str, times: StreamTimes | None = None) -> AbstractContextManager[None]:
     """As `span`, for what happens very often: most have none. times: of the stream that is used; its stages become
     spans below."""

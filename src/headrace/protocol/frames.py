@@ -45,6 +45,29 @@ def encode_frame(message: Message, payload_length: int = 0) -> bytes:
     return PREFIX.pack(len(header), payload_length) + header
 
 
+def whole_frame(data: bytes, limits: Limits) -> tuple[Message | None, memoryview] | None:
+    """The message and the payload of bytes that are one frame and nothing else; None where they are not. The message is
+    None where its type is unknown. The payload is a view of `data`.
+
+    Raises FrameTooLargeError, MalformedMessageError.
+    """
+    size = len(data)
+    if size < PREFIX.size:
+        return None
+    header, payload = PREFIX.unpack_from(data)
+    start = PREFIX.size + header
+    if start + payload != size:
+        return None
+    if header > limits.header or payload > limits.payload:
+        raise FrameTooLargeError(too_large(header, payload, limits))
+    view = memoryview(data)
+    return decode(view[PREFIX.size : start]), view[start:]
+
+
+def too_large(header: int, payload: int, limits: Limits) -> str:
+    return f"a frame of {header} + {payload} bytes; allowed: {limits.header} + {limits.payload}"
+
+
 class FrameDecoder:
     """Bytes in, frames out. One owner at a time; not thread-safe.
 
@@ -71,7 +94,7 @@ class FrameDecoder:
     @property
     def idle(self) -> bool:
         """Whether the decoder stands between two frames: the one place where a stream may end."""
-        return self._lengths is None and not self.payload_left and not self.buffered
+        return self._lengths is None and not self.payload_left and len(self._buffer) == self._start
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         if self._start:
@@ -101,9 +124,7 @@ class FrameDecoder:
                 return None
             header, payload = PREFIX.unpack_from(buffer, start)
             if header > self.limits.header or payload > self.limits.payload:
-                raise FrameTooLargeError(
-                    f"a frame of {header} + {payload} bytes; allowed: {self.limits.header} + {self.limits.payload}"
-                )
+                raise FrameTooLargeError(too_large(header, payload, self.limits))
             self._lengths = header, payload
             self._start = start = start + PREFIX.size
             have -= PREFIX.size
@@ -157,4 +178,5 @@ __all__ = [
     "Limits",
     "MalformedMessageError",
     "encode_frame",
+    "whole_frame",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from headrace.errors import ConnectionLostError, ProtocolError
@@ -17,12 +17,14 @@ from headrace.protocol.frames import (
     Limits,
     MalformedMessageError,
     encode_frame,
+    whole_frame,
 )
-from headrace.protocol.messages import Message
+from headrace.protocol.messages import Chunk, Message
 from headrace.transport.base import ClearStream, Stream
 from headrace.transport.traffic import TRAFFIC
 
 HEAD: Final = 256  # bytes; most heads are shorter, so that one call gets all of one
+WHOLE: Final = 136 * 1024  # bytes; a frame of so much, the answer to a small read for instance, is taken in one go
 PIECE: Final = 1024 * 1024  # bytes; what a payload is read, hashed and written in: few calls, and it stays in the cache
 
 
@@ -40,17 +42,20 @@ class MessageStream:
         self._decoder = FrameDecoder(limits)
         self._scratch = memoryview(bytearray(4096))
         self._greed = 0  # bytes that are asked for at least where a head is awaited
+        self._recv_whole: Callable[[int], bytes | None] | None = None
+        self._whole: memoryview | None = None  # the payload of a frame that came whole, or what is left of it
 
     def enter_session(self) -> None:
         """The handshake is over: from here on the larger limits hold, and no other layer takes over."""
         self._decoder.limits = SESSION_LIMITS
         self._greed = HEAD
+        self._recv_whole = getattr(self.stream, "recv_whole", None)  # QUIC has no records
         TRAFFIC.opened(self.stream)
 
     @property
     def idle(self) -> bool:
         """Whether all that was received was taken, payloads too."""
-        return self._decoder.idle
+        return not self._whole and self._decoder.idle
 
     @property
     def unknown_messages(self) -> int:
@@ -59,11 +64,13 @@ class MessageStream:
     def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
         """Sends one frame. Blocks; the payload may be reused afterwards."""
         head = encode_frame(message, len(payload))
-        with self.times.sending:
-            if len(payload):
-                self.stream.send(head, payload)
-            else:
-                self.stream.send(head)
+        times = self.times
+        times.settle()
+        if len(payload):
+            self.stream.send(head, payload)
+        else:
+            self.stream.send(head)
+        times.lap(times.sending)
 
     def send_file(self, message: Message, fd: int, offset: int, count: int, buffer: memoryview) -> None:
         """Sends one frame whose payload is a range of a file, in the clear. buffer: for where that takes a copy."""
@@ -98,6 +105,10 @@ class MessageStream:
         Raises ProtocolError, ConnectionLostError.
         """
         while True:
+            if self._recv_whole:
+                arrived = self._receive_whole(self._recv_whole)
+                if arrived:
+                    return arrived
             head = self._next_head()
             if head is None:
                 return None
@@ -107,6 +118,42 @@ class MessageStream:
                     raise ProtocolError("the other side sends a chunk in the clear, which nobody agreed to")
                 return head.message, head.payload_length
             metrics.UNKNOWN_MESSAGES.add()
+
+    def _receive_whole(self, recv_whole: Callable[[int], bytes | None]) -> tuple[Message, int] | None:
+        """The usual case of what is small: a frame in a record of its own, opened in one go and never copied. None: it
+        is something else, which `_next_head` will find."""
+        decoder = self._decoder
+        if self._whole:
+            raise RuntimeError("the payload of the last frame was not taken")
+        self._whole = None
+        while decoder.idle:
+            times = self.times
+            times.settle()
+            data = recv_whole(WHOLE)
+            times.lap(times.waiting)
+            if not data:
+                return None
+            try:
+                frame = whole_frame(data, decoder.limits)
+            except (FrameTooLargeError, MalformedMessageError) as why:
+                raise ProtocolError(f"the other side sent {why}") from why
+            if frame is None or (type(frame[0]) is Chunk and frame[0].clear):
+                decoder.feed(data)
+                return None
+            message, payload = frame
+            if message is not None:
+                self._in_clear = False
+                self._whole = payload
+                return message, len(payload)
+            decoder.unknown_messages += 1
+            metrics.UNKNOWN_MESSAGES.add()
+        return None
+
+    def take_payload(self) -> memoryview | None:
+        """The payload of the message at hand, all of it, in memory that is the caller's from here on; None where it did
+        not come whole, and `read_payload` has to be used."""
+        payload, self._whole = self._whole, None
+        return payload
 
     def expect(self) -> tuple[Message, int]:
         """As `receive`, where the peer may not close: ConnectionLostError when it does."""
@@ -136,6 +183,9 @@ class MessageStream:
 
     def read_payload(self, into: memoryview) -> None:
         """Fills `into` with the next payload bytes. Raises ConnectionLostError."""
+        if self._whole is not None:
+            into[:], self._whole = self._whole[: len(into)], self._whole[len(into) :]
+            return
         position = self._decoder.take_payload(into)
         receive = self.clear.recv_clear_into if self._in_clear and self.clear else self.stream.recv_into
         with self.times.receiving:
@@ -148,6 +198,7 @@ class MessageStream:
 
     def skip_payload(self) -> None:
         """Drops the rest of the payload as it arrives."""
+        self._whole = None
         self._decoder.skip_payload()
 
     def close(self) -> None:

@@ -26,6 +26,9 @@ class Records(Protocol):
     def protect(self, *parts: bytes | memoryview) -> Iterator[memoryview]:
         """The parts as records, in pieces for the wire. A piece must be gone before the next one is asked for."""
 
+    def protect_short(self, *parts: bytes | memoryview) -> memoryview | None:
+        """As `protect`, where that makes one short piece; None where it does not."""
+
     def goodbye(self) -> Iterator[memoryview]:
         """What tells the peer that nothing more will come."""
 
@@ -34,6 +37,13 @@ class Records(Protocol):
 
     def arrived(self, count: int) -> None:
         """So many bytes were put into `room`."""
+
+    def read_whole(self, most: int) -> bytes | None:
+        """Opens what the peer protected at once, `most` bytes at most, into memory of its own. Empty: it was the end.
+        None: more must arrive, or, where it is `beyond` that, `read_into` has to be used. Raises as that."""
+
+    def beyond(self, most: int) -> bool:
+        """Whether `read_whole` gives nothing, whatever arrives."""
 
     def take_clear(self, into: memoryview) -> int:
         """Takes what has arrived as it is, unopened, where both sides agreed that clear bytes come now. How many."""
@@ -81,6 +91,15 @@ class TlsRecords:
             yield from self.pending()
         except ssl.SSLError as why:
             raise ConnectionLostError(f"the encrypted connection failed while sending ({why.reason})") from why
+
+    def protect_short(self, *parts: bytes | memoryview) -> None:
+        return None
+
+    def read_whole(self, most: int) -> None:
+        return None
+
+    def beyond(self, most: int) -> bool:
+        return True
 
     def goodbye(self) -> Iterator[memoryview]:
         # Says goodbye, and then complains that the peer has not, or that bytes of it are left unread.

@@ -12,7 +12,7 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from headrace.errors import ConnectionLostError, ProtocolError
@@ -108,15 +108,34 @@ class TcpStream:
         return self._tls.tls.selected_alpn_protocol() == ALPN
 
     def send(self, *parts: bytes | memoryview) -> None:
-        self._put(self._records.protect(*parts))
+        record = self._records.protect_short(*parts)
+        if record is None:
+            self._put(self._records.protect(*parts))
+        elif self.pace_out and self.pace_out.limited:
+            self._put((record,))
+        else:
+            self._put_short(record)
 
-    def _put(self, pieces: Iterator[memoryview]) -> None:
+    def _put_short(self, record: memoryview) -> None:
+        """As `_put`, in as few calls as can be."""
+        try:
+            sent = self._sock.send(record)
+        except TimeoutError as why:
+            self._stalled(why, sending=True)
+            sent = 0
+        except OSError as why:
+            raise ConnectionLostError(f"the connection broke while sending ({why.strerror or why})") from why
+        self.bytes_out += sent
+        if sent < len(record):
+            self._put((record[sent:],))
+
+    def _put(self, pieces: Iterable[memoryview]) -> None:
         try:
             for data in pieces:
                 while data:
                     allowed = self.pace_out.grant(len(data)) if self.pace_out else len(data)
                     try:
-                        sent = self._sock.send(data[:allowed])
+                        sent = self._sock.send(data[:allowed] if allowed < len(data) else data)
                     except TimeoutError as why:
                         self._stalled(why, sending=True)
                         sent = 0
@@ -175,7 +194,7 @@ class TcpStream:
             log.warning("a file could not be read to its end while it was sent: %s", why.strerror)
         own = position - offset
         for start in range(own, count, len(_ZEROS)):
-            self._put(iter([memoryview(_ZEROS)[: count - start]]))
+            self._put([memoryview(_ZEROS)[: count - start]])
         return own
 
     def _copy_file(self, fd: int, position: int, end: int, buffer: memoryview) -> int:
@@ -184,7 +203,7 @@ class TcpStream:
             got = os.preadv(fd, [buffer[: end - position]], position)
             if not got:
                 break
-            self._put(iter([buffer[:got]]))
+            self._put([buffer[:got]])
             position += got
         return position
 
@@ -204,6 +223,32 @@ class TcpStream:
             if filled or records.ended or not into:
                 return filled
             self._fill(len(into))
+
+    def recv_whole(self, most: int) -> bytes | None:
+        """The next record in memory of its own, where it has `most` bytes or less: a small message with all there is
+        of it. Empty: the peer closed the stream in order. None: `recv_into` has to be used. Blocks as that does."""
+        records = self._records
+        while True:
+            if self._aborted:
+                raise ConnectionLostError("the connection was aborted")
+            plain = records.read_whole(most)
+            if plain is not None or records.beyond(most):
+                return plain
+            room = records.room(0)
+            if self._deadline is not None or (self.pace_in and self.pace_in.limited):
+                records.arrived(self._receive(room))
+                continue
+            try:
+                count = self._sock.recv_into(room)
+            except TimeoutError as why:
+                self._stalled(why, sending=False)
+                continue
+            except OSError as why:
+                raise ConnectionLostError(f"the connection broke ({why.strerror or why})") from why
+            if not count:
+                raise ConnectionLostError("the connection was cut off")  # as in `_receive`
+            self.bytes_in += count
+            records.arrived(count)
 
     def _fill(self, wanted: int) -> None:
         if self._records is self._tls:
