@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from headrace.bench.far import Across
 from headrace.bench.measure import Result, Spread, compare
 from headrace.bench.netlab import Lab, Profile, why_not
 from headrace.bench.peers import Headrace, Peer
-from headrace.bench.workspace import checker, parse_size, place, random_file, workspace
+from headrace.bench.workspace import checker, parse_size, place, random_file, text_file, workspace
 
 TARGETS: Final = {("slow", "text"): 2.0, ("slow", "noise"): 0.98}  # how many times as fast auto has to be
 CASES: Final = ("auto", "off")
@@ -109,19 +108,6 @@ def _row(link: str, kind: str, results: Sequence[Result]) -> list[str]:
     target = TARGETS.get((link, kind))
     seconds = [report.spread(Spread.of([sample.seconds for sample in result.samples]), 2) for result in results]
     return [link, kind, *seconds, report.spread(ratio, 3), "" if target is None else f"at least {target:g}"]
-
-
-def text_file(path: Path, size: int) -> None:
-    """Source code: the modules of the standard library one after the other, and again where that is not enough. The
-    distance is far longer than what a compressor here looks back."""
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    with path.open("wb") as file:
-        while True:
-            for module in modules:
-                left = size - file.tell()
-                if left <= 0:
-                    return
-                file.write(module.read_bytes()[:left])
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from headrace.bench import report
 from headrace.bench.measure import Spread
 from headrace.bench.peers import HEADRACE, Headrace
 from headrace.bench.process import BenchError, Child, Command, tail
+from headrace.bench.reading import allocate
 from headrace.bench.workspace import GIB, MIB, free, parse_size, place, random_file, workspace
 
 SIZE: Final = 10 * GIB
 SMALL: Final = 64 * MIB
-CHUNK: Final = 4 * MIB  # random bytes at the start of the huge file
 ROOM_IN_MEMORY: Final = 22 * GIB  # from here on the huge file and its copy go there
 TIMEOUT: Final = 120.0
 LOOK_EVERY: Final = 0.001
@@ -90,15 +90,6 @@ def _row(
         times.append(run(peer, name, folder) * 1000)
     report.tell(f"{label}: {', '.join(f'{one:.0f}' for one in times)} ms")
     return [label, report.spread(Spread.of(times[1:]), 0)]
-
-
-def allocate(path: Path, size: int) -> None:
-    """A file whose blocks are all there and, but for the first chunk, read as zeros. Raises BenchError."""
-    random_file(path, min(size, CHUNK))
-    with path.open("rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-        if os.fstat(file.fileno()).st_blocks * 512 < size:
-            raise BenchError(f"{path} came out sparse: this file system has no fallocate")
 
 
 def cat(peer: Headrace, name: str, folder: Path) -> float:

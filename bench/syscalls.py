@@ -6,7 +6,6 @@ A small and a large file are moved; what counts is the difference.
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.session import CLEAR
+from headrace.bench.calls import parse
 from headrace.bench.measure import run
 from headrace.bench.peers import HEADRACE, Headrace
 from headrace.bench.process import BenchError, Command
@@ -28,7 +28,6 @@ CASES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {  # options 
     "protocol 7": (("--protocol", "7"), ()),
     "plain, protocol 7": (("--io", "plain", "--protocol", "7"), ("--io", "plain")),
 }
-_LINE: Final = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
 ENDED_WITHIN: Final = 10.0  # seconds for strace to write its table
 
 
@@ -38,13 +37,6 @@ class Count:
 
     get: Counter[str]
     share: Counter[str]
-
-
-def calls(table: Path) -> Counter[str]:
-    """From what `strace -c` wrote."""
-    found: Counter[str] = Counter({name: int(count) for count, name in _LINE.findall(table.read_text())})
-    del found["total"]
-    return found
 
 
 class _Traced(Headrace):
@@ -82,7 +74,7 @@ def _when_written(table: Path) -> Counter[str]:
     deadline = time.monotonic() + ENDED_WITHIN
     while time.monotonic() < deadline:
         if table.exists() and "total" in table.read_text():
-            return calls(table)
+            return parse(table.read_text())
         time.sleep(0.05)
     raise BenchError(f"strace wrote no table to {table}")
 

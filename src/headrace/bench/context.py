@@ -12,6 +12,7 @@ from headrace.bench.measure import Result
 from headrace.bench.process import BenchError
 
 LINES: Final = 3  # of a failure that a row shows
+WORDS: Final = 80  # characters: a command line can be long, and says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,6 @@ def note_failure(result: Result, why: BenchError) -> None:
 
 
 def short(why: BenchError) -> str:
-    """The first words of what went wrong, and the last of what the program said."""
-    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
-    return " ... ".join(lines[:1] + lines[1:][-LINES:])[:400]
+    """The first words of what went wrong, and the last lines of what the program said."""
+    first, *said = [line.strip() for line in str(why).splitlines() if line.strip()] or ["it said nothing"]
+    return " ... ".join([first if len(first) <= WORDS or not said else f"{first[:WORDS]}...", *said[-LINES:]])[:400]

@@ -85,7 +85,7 @@ class Copy:
         """Bytes of room."""
         size = bench.size(self.size, self.quick)
         each = size * (FILE_SIZE + BLOCK) if self.files else size
-        copies = self.clients + 2 + (self.change is not None) + self.again * (len(PEERS) + 3)
+        copies = self.clients + 1 + (self.change is not None) + self.again * (len(PEERS) + 3)
         return copies * each + 32 * MIB
 
     def why_not(self) -> str:
@@ -304,7 +304,7 @@ COPIES: Final = (
         "one file of SIZE, 100 Mbit/s, 50 ms, no loss",
         60 * MIB,
         8 * MIB,
-        _BOTH[:1],
+        _BOTH,
         _ON_LINK,
         quick_peers=("scp-gcm", "rsync-daemon"),
         limits=("sendfile",),

@@ -72,7 +72,7 @@ class Headrace:
         self.name = name
         self._folder = folder
         self._cold = cold
-        self._options = tuple(options)
+        self.options = tuple(options)  # of get
         self._share_options = tuple(share_options)
         self.launcher: tuple[str, ...] = ()  # what the share is started by, strace say
         self._source = Path()
@@ -112,7 +112,7 @@ class Headrace:
 
     def command(self, source_name: str, dest: Path) -> Command:
         target = f"{self.address}/{source_name}"
-        argv = (*HEADRACE, "get", target, str(dest / source_name), "--quiet", *self._options)
+        argv = (*HEADRACE, "get", target, str(dest / source_name), "--quiet", *self.options)
         return Command(argv, self.client_environment)
 
     def stop(self) -> None:

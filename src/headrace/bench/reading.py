@@ -89,9 +89,9 @@ class Reads:
         stack.callback(peer.stop)
         peer.start(source)
 
-        def by_library() -> Turn:
+        def by_library(protocol: int) -> Turn:
             arguments = {"address": peer.address, "source": str(source), "name": LARGE, "places": places()}
-            said = json.dumps(arguments | {"size": self.size})
+            said = json.dumps(arguments | {"size": self.size, "protocol": protocol})
             argv = (sys.executable, "-m", "headrace.bench.sharework", said)
             with self._load(peer, bench):
                 log = bench.folder / "work.log"
@@ -99,7 +99,9 @@ class Reads:
             times = _milliseconds(log.read_text())
             return Turn(times, cost.client_cpu, cost.server_cpu, cost.client_rss, cost.server_rss)
 
-        yield Taker("headrace, library", "headrace", by_library)
+        yield Taker("headrace, library", "headrace", lambda: by_library(8))
+        if not bench.quick:
+            yield Taker("headrace, library, protocol 7", "headrace", lambda: by_library(7))
         mounts: list[tuple[str, Mounter, Peer | None]] = [
             ("headrace, mount", HeadraceMount("headrace", bench.folder / "headrace-mount", LOOPBACK), None)
         ]
@@ -266,7 +268,11 @@ class FirstByte:
         size = self._size(bench)
         allocate(source / LARGE, size)
         case = Case(self.name, f"the first byte of a file of {size / GIB:g} GiB, from the command on", "ms", False)
-        peers: list[tuple[str, Peer]] = [("headrace", Headrace("headrace", bench.folder / "headrace", cold=True))]
+        seven = ("--protocol", "7")
+        peers: list[tuple[str, Peer]] = [
+            ("headrace", Headrace("headrace", bench.folder / "headrace", cold=True)),
+            ("headrace-7", Headrace("headrace-7", bench.folder / "headrace-7", cold=True, options=seven)),
+        ]
         if "curl-https" in bench.peers:
             peers.append(("curl-https", CurlHttps("curl-https", bench.folder / "web")))
         if {"scp", "scp-gcm", "rsync-ssh"} & bench.peers:
@@ -275,7 +281,8 @@ class FirstByte:
             takers = []
             for name, peer in peers:
                 stack.callback(peer.stop)
-                taker = Taker(name, "headrace" if name == "headrace" else "peer", _first(peer, source, bench.folder))
+                kind: Kind = "headrace" if isinstance(peer, Headrace) else "peer"
+                taker = Taker(name, kind, _first(peer, source, bench.folder))
                 try:
                     peer.start(source)
                 except NotInstalledError as why:
@@ -299,7 +306,7 @@ def allocate(path: Path, size: int) -> None:
 def _first(peer: Peer, source: Path, folder: Path) -> Callable[[], Turn]:
     def command() -> Command:
         if isinstance(peer, Headrace):
-            return Command((*HEADRACE, "cat", f"{peer.address}/{LARGE}"), peer.client_environment)
+            return Command((*HEADRACE, "cat", f"{peer.address}/{LARGE}", *peer.options), peer.client_environment)
         if isinstance(peer, CurlHttps):
             return Command((program("curl"), *peer.options(), peer.url(LARGE)))
         assert isinstance(peer, RsyncOverSsh)

@@ -19,20 +19,32 @@ import headrace
 from headrace.bench.mountwork import Figures, WrongError
 
 
-def reads(address: str, source: str, name: str, places: Sequence[int], size: int) -> Figures:
-    """`size` bytes at each place, one after the other."""
+def reads(
+    address: str, source: str, name: str, places: Sequence[int], size: int, protocol: int | None = None
+) -> Figures:
+    """`size` bytes at each place, one after the other. protocol: None for the highest."""
     took, pieces = [], []
-    with headrace.connect(f"{os.environ['HEADRACE_CODE']}@{address}") as share, share.open(name) as file:
+    target = f"{os.environ['HEADRACE_CODE']}@{address}"
+    with headrace.connect(target, protocol=protocol) as share, share.open(name) as file:
         for place in places:
             started = time.perf_counter()
             file.seek(place)
-            pieces.append(file.read(size))
+            pieces.append(_read(file, size))
             took.append(time.perf_counter() - started)
     with Path(source, name).open("rb") as known:
         for place, piece in zip(places, pieces, strict=True):
             if os.pread(known.fileno(), size, place) != piece:
                 raise WrongError(f"{size} bytes at {place} are other ones")
     return {"reads": took}
+
+
+def _read(file: headrace.RemoteFile, size: int) -> bytes:
+    """As programs read: again until all is there."""
+    piece = bytearray(size)
+    view, filled = memoryview(piece), 0
+    while filled < size and (count := file.readinto(view[filled:])):
+        filled += count
+    return bytes(view[:filled])
 
 
 def main(said: str) -> int:

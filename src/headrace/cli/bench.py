@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,12 +159,11 @@ def _finish(report: Report, json: str | None, plot: str | None) -> None:
 
 def _plots() -> Any:
     try:
-        from headrace.bench import plot
+        return importlib.import_module("headrace.bench.plot")
     except ImportError as why:
         raise HeadraceError(
             "plots need matplotlib, which is not installed", hint="Install it with headrace: headrace[bench]."
         ) from why
-    return plot
 
 
 def _tell(line: str) -> None:
