@@ -166,6 +166,23 @@ def test_a_link_first_and_files_behind_it_the_next_time(here: Path, host_home: P
             assert get(host, here, "--on-exist", on_exist).exit_code == 10
 
 
+def test_links_without_end_are_made_early_and_nothing_is_written_through_them(
+    here: Path, host_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many that they do not wait for the end: 4 here. What comes later in their place, or below, fails."""
+    monkeypatch.setattr("headrace.client.plan.MAX_LINKS", 4)
+    out = [link_entry(b"d%d" % number, b"../guard") for number in range(6)]
+    later = [folder_entry(b"d1"), file_entry(b"d2", SMALL), file_entry(b"fine", SMALL)]
+    listing: Listing = [(b"", out), (b"", later), (b"d1", [file_entry(b"secret", SMALL)])]
+    with ScriptedHost(host_home, listing, {b"d1/secret": SMALL, b"d2": SMALL, b"fine": SMALL}) as host:
+        with headrace.connect(host.target, home=here / "home") as remote:
+            made = len(out)
+            result = remote.get("", here / "dest", links="all")
+            assert result.error and result.failed >= 2
+    assert sum(path.is_symlink() for path in (here / "dest").iterdir()) == made
+    assert (here / "dest" / "fine").read_bytes() == SMALL
+
+
 def test_links_that_lead_out_are_left_out(here: Path, host_home: Path) -> None:
     targets = [b"../../guard/secret", b"/etc/passwd", b"..", b"sub/../../guard", b"./../guard", b"x/../..", b""]
     entries = [link_entry(b"link%d" % number, target) for number, target in enumerate(targets)]

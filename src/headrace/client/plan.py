@@ -23,6 +23,7 @@ from headrace.storage.destination import Destination
 from headrace.storage.inflight import is_inflight_name
 
 _AT_ONCE: Final = 256  # files that are looked for together, and then handed on
+MAX_LINKS: Final = 50_000  # that wait for the end; more are made as they are listed
 _MOST_FRESH: Final = 10_000  # folders that are remembered; in others each file's place is looked at
 
 
@@ -107,9 +108,12 @@ class Planner:
             elif child.kind == "f":
                 jobs.append(Job(dest if alike else directory.child(child.name), dest, child, fresh=fresh))
             elif child.kind == "l":
-                self._links.append((dest, child.target, child.mtime_ns))
+                if self._destination and self._options.links is not Links.SKIP:
+                    self._links.append((dest, child.target, child.mtime_ns))
             else:
                 self._told.warn(dest, "left out: it is neither a file, a folder nor a symlink")
+        if len(self._links) >= MAX_LINKS:
+            self._make_links()
         return jobs
 
     def _wanted(self, folder: RelPath, jobs: list[Job]) -> list[Job]:
@@ -216,8 +220,7 @@ class Planner:
         """After everything has come: makes the links, then sets modes and times of the directories. created: the one
         that everything is in is ours."""
         assert self._destination is not None
-        for path, target, mtime_ns in self._links:
-            self._make_link(path, target, mtime_ns)
+        self._make_links()
         if entry.kind == "d":
             mode = entry.mode if created else None  # a folder that the user had keeps its permissions
             self._directories.insert(0, (ROOT, mode, entry.mtime_ns))
@@ -229,10 +232,15 @@ class Planner:
             except FILE_ERRORS as why:
                 self._told.failed_path(path, why)
 
+    def _make_links(self) -> None:
+        """Those that were noted. Last, as a rule: but a host that lists links without end must not fill the memory with
+        them. Nothing is ever written through one, whenever it is made."""
+        links, self._links = self._links, []
+        for path, target, mtime_ns in links:
+            self._make_link(path, target, mtime_ns)
+
     def _make_link(self, path: RelPath, target: bytes, mtime_ns: int) -> None:
         assert self._destination is not None
-        if self._options.links is Links.SKIP:
-            return
         try:
             if self._options.links is Links.SAFE and not link_stays_inside(path, target):
                 shown = target.decode("utf-8", "backslashreplace")
