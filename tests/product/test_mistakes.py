@@ -16,7 +16,7 @@ import pytest
 
 from headrace.transport import discovery, eyeballs
 
-from .support import CODE, WRONG_CODE, Headrace, Host, Outcome, call, finish, free_port, make_file, noise
+from .support import CODE, WRONG_CODE, Headrace, Host, Outcome, call, finish, make_file, noise
 
 HELP: Final = (Path(__file__).parent.parent.parent / "docs" / "start" / "when-it-fails.md").read_text("utf-8")
 
@@ -93,7 +93,9 @@ def test_no_code_at_all(host: Host, home: Path) -> None:
 
 
 def test_the_share_does_not_run(home: Path) -> None:
-    line = typed("get", f"{CODE}@127.0.0.1:{free_port()}", home=home)
+    with socket.socket() as held:  # nobody else can listen there
+        held.bind(("127.0.0.1", 0))
+        line = typed("get", f"{CODE}@127.0.0.1:{held.getsockname()[1]}", home=home)
     assert line.exit_code == 5
     assert "nobody listens on 127.0.0.1:" in line.text and "still running" in line.text
     explained("nobody listens on")

@@ -26,9 +26,9 @@ import pytest
 from headrace._version import __version__
 from headrace.cli.app import COMMANDS
 
-from .support import CODE, free_port, make_file, noise, wait_until
+from .support import CODE, make_file, noise, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # the first one builds and installs
 
 ROOT: Final = Path(__file__).parent.parent.parent
 SECONDS: Final = 50  # for any one step; the slowest takes three
@@ -102,10 +102,11 @@ def test_it_does_the_main_job_with_nothing_but_what_it_asks_for(package: Package
     said = package.headrace("--version", home=tmp_path / "home")
     assert said.stdout == f"headrace {__version__}\n"
 
-    unit_environment = {"HEADRACE_CODE": CODE, "HEADRACE_PORT": str(free_port()), "HEADRACE_BIND": "127.0.0.1"}
+    unit_environment = {"HEADRACE_CODE": CODE, "HEADRACE_PORT": "0", "HEADRACE_BIND": "127.0.0.1"}
     with share_by_unit(package, tmp_path / "share", tmp_path, unit_environment) as share:
-        target = f"127.0.0.1:{unit_environment['HEADRACE_PORT']}"
-        wait_until(lambda: (tmp_path / "out").read_text(), "what it prints")
+        told = wait_until(lambda: re.search(r"@(127\.0\.0\.1:\d+)", (tmp_path / "out").read_text()), "its address")
+        assert told
+        target = told[1]
         home = tmp_path / "client"
         listed = package.headrace("ls", "-R", target, home=home)
         assert listed.stdout.split() == ["a.mov", "below/", "below/notes.txt"], listed.stderr
