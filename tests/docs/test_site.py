@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from urllib.parse import unquote
 
+import click
 import pytest
 
-from headrace.cli.options import OPTIONS
-from headrace.errors import BY_CODE
+from headrace.cli.app import headrace
+from headrace.cli.options import OPTIONS, Common
+from headrace.errors import BY_CODE, UsageError
 from headrace.observe.metrics import FAMILIES
 from headrace.protocol.messages import BY_TYPE
 from scripts.pages import commands, pictures, reference
@@ -99,3 +102,37 @@ def test_a_drawing_of_several_moments_shows_each_in_its_turn():
     moves = list(drawn.iter("{http://www.w3.org/2000/svg}animate"))
     assert [move.get("values") for move in moves] == ["inline;none", "none;inline;none", "none;inline"]
     assert [move.get("keyTimes") for move in moves] == ["0.0000;0.1667", "0.0000;0.1667;0.3333", "0.0000;0.3333"]
+
+
+def typed_commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every `headrace …` that a page has, in a block or in a line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```$", text)
+        lines = [line for block in blocks for line in block.splitlines()]
+        lines += re.findall(r"`(headrace [^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))
+        for line in lines:
+            line = re.sub(r"^(\w+\$ |until |\w+=\S+ |srun \S+ )+", "", line)
+            line = re.split(r"\s#\s|\s[|>]\s|;\s|\s2>", line)[0]
+            if re.match(r"headrace (?![A-Z-])", line) and "…" not in line:
+                found.append((str(page.relative_to(ROOT)), shlex.split(line)[1:]))
+    return found
+
+
+def test_what_pages_tell_people_to_type_is_what_the_commands_take(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+    typed = typed_commands()
+    assert len(typed) > 100
+    context = click.Context(headrace, info_name="headrace", obj=Common())
+    wrong = []
+    for page, words in typed:
+        try:
+            name, command, rest = headrace.resolve_command(context, words)
+            assert command is not None
+            command.make_context(name, rest, parent=context)
+        except click.MissingParameter:  # in a line, where the rest is clear
+            pass
+        except (click.ClickException, UsageError) as why:
+            wrong.append(f"{page}: headrace {' '.join(words)}: {why}")
+    assert wrong == []
