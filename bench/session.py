@@ -10,7 +10,7 @@ from typing import Final
 
 from headrace.bench import report
 from headrace.bench.measure import Result, compare
-from headrace.bench.peers import FAST_CIPHER, Cp, Headrace, Loopback, Peer, RsyncDaemon, RsyncOverSsh, Scp
+from headrace.bench.peers import FAST_CIPHER, Cp, Headrace, HeadracePut, Loopback, Peer, RsyncDaemon, RsyncOverSsh, Scp
 from headrace.bench.process import BenchError, orderly
 from headrace.bench.workspace import checker, place
 
@@ -22,6 +22,7 @@ CASES: Final[dict[str, Callable[[Path], Peer]]] = {
     "headrace-cold": lambda folder: Headrace("headrace-cold", folder, cold=True, options=("--protocol", "8")),
     "headrace-warm": lambda folder: Headrace("headrace-warm", folder, options=("--protocol", "8")),
     "headrace-clear": lambda folder: Headrace("headrace-clear", folder, options=CLEAR, share_options=CLEAR),
+    "headrace-put": lambda folder: HeadracePut("headrace-put", folder, share_options=("--write",)),
     "headrace-7": lambda folder: Headrace("headrace-7", folder, options=("--protocol", "7")),
     "scp": lambda folder: Scp("scp", folder),
     "scp-gcm": lambda folder: Scp("scp-gcm", folder, FAST_CIPHER),
@@ -36,6 +37,7 @@ NOTES: Final = (
     "headrace-cold: the share was started anew for this run and has hashed nothing; the client starts from an empty"
     " HEADRACE_HOME and pairs with the code (SPAKE2). headrace-warm: hashes remembered, client paired. Both phase 8.",
     "headrace-clear: as warm, with --data-plane clear on both ends: not encrypted, checked all the same.",
+    "headrace-put: the other way round, into a share with --write; client paired.",
     "headrace-7: the baseline protocol, forced; client paired. There are no hashes on the wire in it.",
     f"scp, rsync-ssh: the cipher that ssh chooses; scp-gcm: {FAST_CIPHER}. rsync-daemon: no encryption.",
     "Memory: the sum of the peaks of all processes of that end, shared pages counted in each.",

@@ -10,6 +10,7 @@ from typing import Final
 
 from blake3 import blake3
 
+from fuzz import writing
 from fuzz.run import CORPUS
 from fuzz.targets import CODE, CONTENT, CREDENTIAL, FINGERPRINT, TARGETS, VERSION
 from headrace.protocol.frames import encode_frame
@@ -128,6 +129,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "block_sums", b""
     yield "discovery", b"\x1d\x02" + b"h3ad" + bytes([192, 168, 1, 20])
     yield "discovery", b"\x1d\x02" + bytes(15) + b"\1" + b"x"
+    for data in writing.seeds():
+        yield "writing", data
     yield "journal", _journal()
     yield "journal", _journal() + b"torn"
 

@@ -18,6 +18,7 @@ from typing import Final, cast
 import msgspec
 
 from fuzz.wire import SaidStream, session
+from fuzz.writing import writing
 from headrace.client.looking import Looking, look
 from headrace.client.session import Session
 from headrace.engine import batch
@@ -396,6 +397,7 @@ TARGETS: Final[dict[str, Target]] = {
         block_sums,
         discovery,
         requests,
+        writing,
         journal,
     )
 }

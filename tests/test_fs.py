@@ -127,6 +127,33 @@ def test_ranges_are_asked_for_at_the_same_time(fs: HeadraceFileSystem, monkeypat
     assert found == [BIG[start : start + 9] for start in starts]
 
 
+def test_writing(place: Path, tmp_path: Path) -> None:
+    (place / "written").mkdir()
+    with headrace.share(
+        place / "written", bind="127.0.0.1", home=place / "host", transports={"tcp"}, write=True
+    ) as shared:
+        fs = HeadraceFileSystem(shared.target, home=place / "client", skip_instance_cache=True)
+        with fs.open("sub/a.txt", "w") as text:
+            text.write("hello")
+            assert not fs.exists("sub/a.txt")  # not before it is whole
+        assert fs.cat_file("sub/a.txt") == b"hello"
+        fs.pipe_file("sub/a.txt", b"replaced")
+        (tmp_path / "tree" / "deep").mkdir(parents=True)
+        (tmp_path / "tree" / "deep" / "b").write_bytes(b"b")
+        fs.put(str(tmp_path / "tree"), "tree", recursive=True)
+        with pytest.raises(FileExistsError), fs.open("sub/a.txt", "xb") as taken:
+            taken.write(b"other")
+        with pytest.raises(ZeroDivisionError), fs.open("sub/half", "wb") as half:
+            half.write(b"half of it")
+            raise ZeroDivisionError
+        with pytest.raises(OSError, match="mode"):
+            fs.open("sub/a.txt", "ab")
+        fs.close()
+    found = {str(path.relative_to(place / "written")) for path in (place / "written").rglob("*") if path.is_file()}
+    assert found == {"sub/a.txt", "tree/deep/b"}
+    assert (place / "written" / "sub" / "a.txt").read_bytes() == b"replaced"
+
+
 def test_what_is_refused(fs: HeadraceFileSystem, shared: ShareServer, place: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):
         fs.info("nothing")

@@ -10,7 +10,7 @@ from fuzz.run import CORPUS, changed
 from fuzz.seeds import seeds
 from fuzz.targets import TARGETS
 
-SLOW = {"handshake_client", "handshake_host", "journal"}  # a key exchange is 10 ms of pure Python
+SLOW = {"handshake_client", "handshake_host", "journal", "writing"}  # a key exchange is 10 ms of pure Python
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))

@@ -134,24 +134,24 @@ EVENTS: Final = {
     ("doctor", "check"): "One check of this machine.",
     ("doctor", "done"): "How many checks ended how.",
     ("doctor", "path"): "One step on the way to the target.",
-    ("get", "connected"): "The host let us in.",
-    ("get", "done"): "The last one: what came. Files may have failed.",
-    ("get", "error"): "A file failed; the others go on.",
-    ("get", "file"): "A file is there, or would be.",
-    ("get", "plan"): "Everything is listed. Chunks may have come before.",
-    ("get", "progress"): "Twice a second, and once at the end.",
-    ("get", "times"): "With `-v`: where the time went.",
-    ("get", "transport"): "Chunks go another way from here on.",
-    ("get", "warning"): "Something to know that is no failure.",
+    ("get, put", "connected"): "The host let us in.",
+    ("get, put", "done"): "The last one: what came, or was sent. Files may have failed.",
+    ("get, put", "error"): "A file failed; the others go on.",
+    ("get, put", "file"): "A file is there, or would be.",
+    ("get, put", "plan"): "Everything is listed. Chunks may have come before.",
+    ("get, put", "progress"): "Twice a second, and once at the end.",
+    ("get, put", "times"): "With `-v`: where the time went.",
+    ("get, put", "transport"): "Chunks go another way from here on.",
+    ("get, put", "warning"): "Something to know that is no failure.",
     ("mount", "ready"): "The folder can be used.",
     ("any", "error"): "What ended the command.",
     ("share", "error"): "Somebody was refused, or the share locked itself.",
     ("share", "expired"): "The time of `--expire` is over.",
     ("share", "peer"): "A peer came, or went.",
     ("share", "ready"): "Others can connect.",
-    ("share", "transfer"): "A peer's session is over, and these bytes were sent in it.",
-    ("share, get, mount", "limit"): "A limit of this program was changed by `headrace status`.",
-    ("share, get, mount", "metrics"): "Where `--metrics` can be read.",
+    ("share", "transfer"): "A stream of a peer's is over, and these bytes were sent or received on it.",
+    ("share, get, put, mount", "limit"): "A limit of this program was changed by `headrace status`.",
+    ("share, get, put, mount", "metrics"): "Where `--metrics` can be read.",
     ("status", "found"): "With `--lan`: a share on this network.",
     ("status", "limit"): "A limit was changed.",
     ("status", "status"): "One running program: [status.md](../status.md#for-programs) has its fields.",
@@ -160,7 +160,7 @@ EVENTS: Final = {
 
 FIELDS: Final = {
     "aborted": "true where calls that waited for an answer were ended with an error",
-    "action": "`fetched`, `same`, `link`, `would-fetch` and the like",
+    "action": "`fetched`, `sent`, `same`, `link`, `would-fetch` and the like",
     "address": "of the peer",
     "metrics.address": "HOST:PORT",
     "addresses": "of the machine that shares, the best first",
@@ -168,10 +168,10 @@ FIELDS: Final = {
     "bottleneck": "the name of the slowest part",
     "bytes": "of what was asked for",
     "file.bytes": "of this file",
-    "transfer.bytes": "that were sent",
+    "transfer.bytes": "of files, as they crossed the network",
     "bytes_done": "of files that are here, fetched or found",
-    "bytes_received": "of chunks, as they crossed the network",
-    "bytes_reused": "that were found on this disk",
+    "bytes_received": "of chunks, as they crossed the network; with `put`, to the host",
+    "bytes_reused": "that were there already",
     "bytes_saved": "that compression kept off the network",
     "bytes_wire": "that crossed the network in both directions, everything counted",
     "code": "a word: [exit codes](exit-codes.md)",
@@ -179,6 +179,7 @@ FIELDS: Final = {
     "compression": "how many answers came compressed, or why not",
     "data_plane": "`tls` or `clear`",
     "dir": "the folder",
+    "direction": "`out`: sent; `in`: received, by a share with `--write`",
     "entries": "chunks of the index that were forgotten",
     "errno": "what the system called it, such as `ENOSPC`; null where it was not the system",
     "failed": "how many files failed",
@@ -186,10 +187,11 @@ FIELDS: Final = {
     "files": "how many",
     "files_done": "how many are over",
     "files_failed": "how many failed so far",
+    "transfer.files": "that got their names; with `in` only",
     "first_byte_ms": "from the start to the first byte, or null",
     "hint": "what to do next",
     "io": "how files were written: `posix`, `uring` or `plain`",
-    "kind": "`share`, `get` or `mount`",
+    "kind": "`share`, `get`, `put` or `mount`",
     "lazy": "true where the mount was in use and had to be detached",
     "message": "a sentence",
     "name": "of the share",
@@ -216,6 +218,7 @@ FIELDS: Final = {
     "streams": "requests that were in flight at most",
     "target": "CODE@HOST:PORT",
     "transport": "`tcp` or `quic`",
+    "write": "whether clients may put files into the share",
 }
 
 # Of events that are put together elsewhere: (module, what stands there after `**`) and the fields that come of it, or
@@ -229,24 +232,26 @@ SPREAD: Final[dict[tuple[str, str], tuple[str, ...] | str]] = {
     ("cli/doctor.py", "fields"): "doctor.md#events",
     ("cli/doctor.py", "counts"): "doctor.md#events",
     ("cli/doctor.py", "step.figures"): "doctor.md#events",
-    ("cli/get.py", "figures"): tuple(one.name for one in dataclasses.fields(GetResult) if one.name != "error"),
+    ("cli/transferring.py", "figures"): tuple(one.name for one in dataclasses.fields(GetResult) if one.name != "error"),
     ("cli/live.py", "changed"): "status.md#for-programs",
     ("cli/live.py", "self._limits()"): "status.md#for-programs",
     ("cli/mount.py", "{name: status[name] for name in wanted}"): "mount.md",
     ("cli/status.py", "now"): "status.md#for-programs",
     ("cli/status.py", "snapshot"): "status.md#for-programs",
-    ("client/get.py", "_path(job.dest)"): ("path",),
-    ("client/get.py", "_path(path)"): ("path",),
+    ("client/running.py", "path_fields(job.dest)"): ("path",),
+    ("client/running.py", "path_fields(path)"): ("path",),
     ("host/session.py", "peer"): ("address",),
+    ("host/session.py", "seconds"): ("seconds",),
 }
 
 COMMAND_OF: Final = {
     "cli/lan.py": "status",
-    "cli/live.py": "share, get, mount",
+    "cli/live.py": "share, get, put, mount",
     "cli/output.py": "any",
-    "cli/progress.py": "get",
-    "cli/times.py": "get",
-    "cli/watching.py": "share, get, mount",
+    "cli/progress.py": "get, put",
+    "cli/times.py": "get, put",
+    "cli/transferring.py": "get, put",
+    "cli/watching.py": "share, get, put, mount",
 }
 
 
@@ -278,7 +283,7 @@ def found_events() -> dict[tuple[str, str], dict[str, None]]:
 
 def command_of(module: str) -> str:
     floor, _, name = module.partition("/")
-    return COMMAND_OF.get(module) or {"cli": name.removesuffix(".py"), "host": "share"}.get(floor, "get")
+    return COMMAND_OF.get(module) or {"cli": name.removesuffix(".py"), "host": "share"}.get(floor, "get, put")
 
 
 def spread(module: str, what: str) -> tuple[str, ...]:

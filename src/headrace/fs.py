@@ -1,19 +1,20 @@
 """A share as an fsspec file system: `fsspec.open("headrace://CODE@HOST:PORT/path")`.
 
-Read-only. Byte ranges are fetched as they are asked for, several at once and each checked against its hash, so a reader
-of Parquet columns moves little more than those columns. Needs `pip install headrace[fsspec]`.
+Byte ranges are fetched as they are asked for, several at once and each checked against its hash, so a reader
+of Parquet columns moves little more than those columns. Where the share may be written to, files can be put into it:
+`open` with "wb" or "xb", `put`, `pipe`. Needs `pip install headrace[fsspec]`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import io
 import os
 import stat as modes
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,18 +28,10 @@ from headrace.client.session import Session
 from headrace.client.target import SCHEME, Target, parse_code
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.lane import Lane
-from headrace.errors import (
-    HeadraceError,
-    HostAwayError,
-    NotFoundError,
-    RefusedError,
-    SourceChangedError,
-    UnreachableError,
-    UsageError,
-)
+from headrace.fs_errors import as_os_errors
 from headrace.protocol.messages import CHUNK_SIZE, MIB, READ_SIZE, Entry
 from headrace.protocol.paths import BadPathError, RelPath
-from headrace.protocol.session import Versions
+from headrace.protocol.session import PUT, Versions
 
 TIMEOUT: Final = 60.0  # seconds that one call may wait for the host
 RAM: Final = 64 * MIB  # of blocks that open files keep
@@ -54,7 +47,8 @@ class HeadraceFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     """Paths are those in the share, without a leading `/`. Thread-safe.
 
     Errors are those of the operating system's family, as fsspec's users expect them: FileNotFoundError,
-    PermissionError, TimeoutError (the host is away), OSError with ESTALE (the file changed while it was open).
+    PermissionError (also where the share is read-only), FileExistsError, TimeoutError (the host is away), OSError with
+    ESTALE (the file changed while it was open).
     """
 
     protocol: ClassVar[str] = "headrace"
@@ -78,7 +72,7 @@ class HeadraceFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         Nothing is connected before the first use. Raises ValueError for a target that cannot be one.
         """
         super().__init__(target=target, code=code, home=home, phase=phase, timeout=timeout, ram=ram, **options)
-        with _as_os_errors(target):
+        with as_os_errors(target):
             parsed = Target.parse(target)
             secret = code or os.environ.get("HEADRACE_CODE")
             if parsed.code is None and secret:
@@ -88,7 +82,8 @@ class HeadraceFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         self._timeout = timeout
         versions = Versions() if phase is None else Versions(phase, phase)
         where = None if home is None else Path(home)
-        self._link = Link(lambda: Session.connect(parsed, home=where, versions=versions))
+        self._connect = functools.partial(Session.connect, parsed, home=where, versions=versions)
+        self._link = Link(self._connect)
         self._reader = BlockReader(self._link, ram=ram)
         self._end = weakref.finalize(self, _close, self._reader, self._link)
 
@@ -202,9 +197,15 @@ class HeadraceFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     # ---- bytes -------------------------------------------------------------------------------------------------------
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> io.RawIOBase:
-        if mode != "rb":
-            raise OSError(errno.EROFS, "a share is read-only here", path)
         where = self._path(path)
+        if mode in ("wb", "xb"):
+            if not self._ask(lambda session, lane: PUT in session.agreed.features, path):
+                raise OSError(errno.EROFS, "this share is read-only", path)
+            from headrace.fs_write import Upload  # most programs only read
+
+            return Upload(self._connect, where, path, new=mode == "xb", patience=self._timeout)
+        if mode != "rb":
+            raise OSError(errno.ENOTSUP, f"a share takes whole files, so there is no mode {mode}", path)
         return HeadraceFile(self, path, self._reader.open(where, self._file(where, path)))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
@@ -290,7 +291,7 @@ class HeadraceFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         return entry
 
     def _ask(self, do: Any, path: str, *, bulk: bool = False) -> Any:
-        with _as_os_errors(path):
+        with as_os_errors(path):
             if not self._link.up:
                 self._link.connect(self.deadline())
             return self._link.run(do, self.deadline(), bulk=bulk)
@@ -356,7 +357,7 @@ class HeadraceFile(io.RawIOBase):
         if size > READ_SIZE and start != self._after:
             found = self.fs.range_of(self._file.path, self._file.version, start, size, self.path)
         else:
-            with _as_os_errors(self.path):
+            with as_os_errors(self.path):
                 found = self._file.read(start, size, self.fs.deadline())
         self._position = self._after = start + len(found)
         return found
@@ -369,27 +370,6 @@ class HeadraceFile(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("the file is closed")
-
-
-@contextlib.contextmanager
-def _as_os_errors(path: str) -> Iterator[None]:
-    """What programs that know files expect. The sentence is headrace's; so is the cause."""
-    try:
-        yield
-    except UsageError as why:
-        raise ValueError(str(why)) from why
-    except NotFoundError as why:
-        raise FileNotFoundError(errno.ENOENT, why.message, path) from why
-    except RefusedError as why:
-        raise PermissionError(errno.EACCES, str(why), path) from why
-    except SourceChangedError as why:
-        raise OSError(errno.ESTALE, str(why), path) from why
-    except HostAwayError as why:
-        raise TimeoutError(errno.ETIMEDOUT, str(why), path) from why
-    except UnreachableError as why:
-        raise ConnectionError(str(why)) from why
-    except HeadraceError as why:
-        raise OSError(errno.EIO, str(why), path) from why
 
 
 def _close(reader: BlockReader, link: Link) -> None:

@@ -467,6 +467,7 @@ def test_share_json(tree, tmp_path, home):
             "addresses": ["127.0.0.1"],
             "target": share.target,
             "name": "my footage",
+            "write": False,
         }
         assert run("cat", share.target + "/notes.txt", home=home).returncode == 0
         wait_until(lambda: share.process.poll() is None)

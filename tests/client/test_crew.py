@@ -23,6 +23,7 @@ def test_nobody_waits_for_a_worker_that_could_not_start(monkeypatch: pytest.Monk
     crew = Crew(
         cast("Any", SimpleNamespace(transport="tcp")),
         cast("Any", fetcher),
+        cast("Any", None),  # no worker begins
         Outage(lambda event: None, halt, limit=0),
         StreamPool(fixed_connections=1),
         TransportChoice("tcp", None),
@@ -49,12 +50,13 @@ def test_answers_end_an_outage_as_bytes_do() -> None:
     crew = Crew(
         cast("Any", session),
         cast("Any", SimpleNamespace(progress=Progress(), queue=SimpleNamespace(over=False))),
+        cast("Any", None),
         outage,
         StreamPool(fixed_connections=1),
         TransportChoice("tcp", None),
         halt=halt,
     )
-    stream = SimpleNamespace(rtt=lambda: None, bytes_in=0)
+    stream = SimpleNamespace(rtt=lambda: None, bytes_in=0, bytes_out=0)
     lane = SimpleNamespace(answers=0, idle=True, messages=SimpleNamespace(stream=stream))
     crew._members.append(crew_module._Member(Progress().lane(), "tcp", lane=cast("Any", lane)))
     outage.again(ConnectionLostError("gone"), 0)

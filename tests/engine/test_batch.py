@@ -272,7 +272,7 @@ def test_nothing_is_allocated_for_a_lie(monkeypatch: pytest.MonkeyPatch) -> None
         list(batch.receive(host.lane, Group(jobs), NoBuffers()))
 
 
-@pytest.mark.parametrize("code", ["disk", "stopped", "wrong word", "protocol", "internal", "integrity", "exists"])
+@pytest.mark.parametrize("code", ["disk", "stopped", "wrong word", "protocol", "internal", "integrity"])
 def test_codes_that_are_not_about_one_file_end_the_transfer_with_no_other_meaning(
     fetching: Fetching, tmp_path: Path, code: str
 ) -> None:

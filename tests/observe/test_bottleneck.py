@@ -41,6 +41,15 @@ def test_bytes_that_were_on_the_way_are_the_networks():
     assert found and found.bottleneck == bottleneck.NETWORK
 
 
+def test_who_sends_has_the_source_disk_here():
+    here, there = Spent(disk=8, hash=0.5, sending=1.5), Spent(disk=0.5, hash=0.5, receiving=9)
+
+    found = explain(here, there, 10.0, sends=True)
+    assert found and found.bottleneck == bottleneck.SOURCE and "this machine reads" in found.sentence
+    found = explain(Spent(hash=0.5, sending=8, waiting=1), Spent(disk=8, hash=0.5, receiving=1.5), 10.0, sends=True)
+    assert found and found.bottleneck == bottleneck.DESTINATION and "the host writes" in found.sentence
+
+
 @settings(max_examples=40)
 @given(spent, spent, seconds)
 def test_the_shares_are_the_whole(here, there, passed):

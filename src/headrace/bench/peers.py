@@ -149,6 +149,22 @@ class Headrace:
         raise BenchError(f"headrace share was not ready within {READY_TIMEOUT:.0f} s: {tail(log)}")
 
 
+class HeadracePut(Headrace):
+    """`headrace share --write` of the folder that everything is copied in, and `headrace put` into it."""
+
+    def start(self, source: Path) -> None:
+        self._sources = source
+        super().start(self._folder.parent)
+
+    def before_run(self) -> None:
+        """Nothing: what the host knows of earlier copies are files that are gone."""
+
+    def command(self, source_name: str, dest: Path) -> Command:
+        target = f"{self.address}/{dest.relative_to(self._folder.parent)}/{source_name}"
+        argv = (*HEADRACE, "put", str(self._sources / source_name), target, "--quiet", *self.options)
+        return Command(argv, self.client_environment)
+
+
 class _OverSsh:
     """What scp and rsync over ssh share: an sshd."""
 

@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "share": Listed("Share folders or files until Ctrl-C.", ("send", "serve")),
     "ls": Listed("List what is in a share."),
     "get": Listed("Fetch a file or a tree; resumes by default.", ("receive",)),
+    "put": Listed("Send files into a share that may be written to."),
     "cat": Listed("Write a file's bytes to standard output."),
     "mount": Listed("Show a share as a folder of this machine."),
     "unmount": Listed("End a mount; it never hangs.", ("umount",)),

@@ -44,6 +44,7 @@ class LiveShare:
             "port": server.port,
             "addresses": server.addresses,
             "transports": list(server.transports),
+            "write": server.incoming is not None,
             "seconds": round(time.monotonic() - self._started, 3),
             **self._limits(),
             "clock": view.clock,
@@ -64,17 +65,19 @@ class LiveShare:
         return {"limit_rate": self._server.limit.rate, "limit_peer": self._server.limit_peer.rate}
 
 
-class LiveGet:
-    """Implements observe.control.Program. look: how far the transfer is; it may be called from any thread."""
+class LiveTransfer:
+    """Implements observe.control.Program. kind: `get` or `put`. look: how far the transfer is; from any thread."""
 
     def __init__(
         self,
+        kind: str,
         session: Session,
         target: Target,
         dest: str | None,
         look: Callable[[], View],
         tell: Callable[[Event], None],
     ) -> None:
+        self._kind = kind
         self._session = session
         self._target = target
         self._dest = dest
@@ -87,7 +90,7 @@ class LiveGet:
         progress = progress_event(self._look())
         del progress["event"]
         return {
-            "kind": "get",
+            "kind": self._kind,
             "pid": os.getpid(),
             "version": __version__,
             "name": session.agreed.name,
@@ -103,7 +106,7 @@ class LiveGet:
 
     def limit(self, rates: Rates) -> Event:
         if "limit_peer" in rates:
-            raise UsageError("a get has no limit per peer", hint="Use --limit-rate.")
+            raise UsageError(f"a {self._kind} has no limit per peer", hint="Use --limit-rate.")
         self._session.limit.rate = rates["limit_rate"]
         changed = {"limit_rate": self._session.limit.rate}
         self._tell({"event": "limit", **changed})

@@ -314,6 +314,7 @@ EXPIRE: Final = _option("--expire", type=Duration(), metavar="TIME", help="Stop 
 NO_DISCOVERY: Final = _option(
     "--no-discovery", is_flag=True, help="Do not announce the share on the LAN; CODE alone does not find it then."
 )
+WRITE: Final = _option("--write", is_flag=True, help="Let clients put files into the folder that is shared.")
 LAN: Final = _option("--lan", is_flag=True, help="The shares that announce themselves on the LAN, instead.")
 NAME: Final = _option("--name", metavar="NAME", help="The share's name, as others see it.")
 
@@ -336,6 +337,13 @@ LINKS: Final = _option(
     default="safe",
     show_default=True,
     help="Which symlinks to make. safe: those that stay inside DEST.",
+)
+PUT_LINKS: Final = _option(
+    "--links",
+    type=click.Choice(["safe", "skip"]),
+    default="safe",
+    show_default=True,
+    help="Which symlinks to send. safe: those that stay inside their folder.",
 )
 CHECKSUM: Final = _option("--checksum", is_flag=True, help="Compare contents, not sizes and times.")
 DRY_RUN: Final = _option("--dry-run", is_flag=True, help="Plan and figures, nothing written.")
@@ -384,6 +392,12 @@ CONTENT_ADDRESSING: Final = _option(
     default=True,
     show_default=True,
     help="Check chunks by their hashes, and take from this disk what is here. Without: neither, TLS alone protects.",
+)
+OFFERS: Final = _option(
+    "--content-addressing/--no-content-addressing",
+    default=True,
+    show_default=True,
+    help="Do not send chunks that the host has, by their hashes. Without: all of what is missing is sent.",
 )
 COMPRESS: Final = _option(
     "--compress",
@@ -485,6 +499,7 @@ _REACH: Final = (CODE_FILE, PROTOCOL, TRANSPORT, CONGESTION)
 # By the command's name, in the order of its help.
 OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "share": (
+        WRITE,
         PORT,
         BIND,
         NO_DISCOVERY,
@@ -517,6 +532,10 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
     "get": (
         *(ON_EXIST, INCLUDE, EXCLUDE, LINKS, CHECKSUM, DRY_RUN, FSYNC, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
         *(*_REACH, IO, DATA_PLANE, COMPRESS, CONTENT_ADDRESSING, CACHE_ENTRIES, BUFFERS, *_WATCHED, JSON, *_LOGS),
+    ),
+    "put": (
+        *(ON_EXIST, INCLUDE, EXCLUDE, PUT_LINKS, CHECKSUM, DRY_RUN, FSYNC, STREAMS, CONNECTIONS, RETRY_FOR, LIMIT_RATE),
+        *(*_REACH, IO, COMPRESS, OFFERS, BUFFERS, *_WATCHED, JSON, *_LOGS),
     ),
     "cat": (OFFSET, LENGTH, LIMIT_RATE, *_REACH, *_LOGS),
     "mount": (

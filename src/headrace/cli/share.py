@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headrace.cli import options, output, reach, signals
-from headrace.cli.text import human_limit, human_rate, human_seconds, human_size
+from headrace.cli.text import counted, human_limit, human_rate, human_seconds, human_size
 from headrace.cli.watching import watched
 from headrace.client.target import parse_code
 from headrace.errors import printable
@@ -33,6 +33,7 @@ _HOST_LOG: Final = logging.getLogger("headrace.host")
 def share(
     context: click.Context,
     paths: tuple[str, ...],
+    write: bool,
     port: int,
     bind: str,
     no_discovery: bool,
@@ -61,6 +62,7 @@ def share(
     \b
     headrace share ~/footage
     headrace share report.pdf photos/ --port 0
+    headrace share inbox --write
     HEADRACE_CODE=7k2m-xq4c-9dht headrace share ~/footage
     """
     common = context.ensure_object(options.Common)
@@ -100,6 +102,7 @@ def share(
                 idle=idle_timeout,
             ),
             compress=compress,
+            write=write,
             transports=_TRANSPORTS[common.transport],
             on_event=reporter.report,
         )
@@ -148,6 +151,7 @@ def _ready(server: ShareServer) -> dict[str, Any]:
         "addresses": server.addresses,
         "target": server.target,
         "name": server.name,
+        "write": server.incoming is not None,
     }
 
 
@@ -164,6 +168,8 @@ def _announcement(server: ShareServer) -> str:
         lines.append("On the same network the code is enough, without an address.")
     if others:
         lines.append(f"This machine is also {', '.join(others)}.")
+    if server.incoming:
+        lines.append("Whoever has the code can put files into it, and replace those that are there.")
     lines.append("Ctrl-C stops sharing.")
     return "\n".join(lines) + "\n"
 
@@ -200,4 +206,7 @@ def _peer(event: dict[str, Any]) -> str:
 def _transfer(event: dict[str, Any]) -> str:
     size, seconds = event["bytes"], event["seconds"]
     rate = f" ({human_rate(size / seconds)})" if seconds >= 0.1 else ""
+    if event["direction"] == "in":
+        files = f" and {counted(event['files'], 'file')}" if event["files"] else ""
+        return f"received {human_size(size)}{files} from {event['address']} in {human_seconds(seconds)}{rate}"
     return f"sent {human_size(size)} to {event['address']} in {human_seconds(seconds)}{rate}"

@@ -75,6 +75,7 @@ def _share(share: Snapshot) -> list[str]:
         f"port {_text(share.get('port'))} ({transports})",
         f"pid {_text(share.get('pid'))}",
         f"up {human_seconds(_number(share, 'seconds'))}",
+        *(["clients may write"] if share.get("write") else []),
     ]
     peers = _peers(share)
     traffic = [counted(len(peers), "peer"), *_traffic(share)]

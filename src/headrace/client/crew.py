@@ -9,16 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Protocol
 
 from headrace.client.outage import Event, Outage
 from headrace.client.session import Session
 from headrace.engine.choice import TransportChoice
-from headrace.engine.fetch import Fetcher
+from headrace.engine.jobs import JobKeeper
 from headrace.engine.lane import Lane
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Lane as Counters
-from headrace.engine.worker import Worker
 from headrace.errors import ConnectionLostError, HeadraceError
 from headrace.protocol.messages import CHUNK_SIZE
 from headrace.transport.adaptive import TCP
@@ -49,9 +48,21 @@ class _Member:
     thread: threading.Thread | None = None
 
 
-class Crew:
-    """Runs a fetcher's workers until its queue is empty or the transfer failed.
+class Hand(Protocol):
+    """One lane at work: an engine.worker.Worker, or its like in the other direction."""
 
+    def run(self) -> None: ...
+    def give_back(self) -> None: ...
+
+
+# Makes one: the lane, its counters; how many chunks it may have in flight, and whether it is to leave.
+Hire = Callable[[Lane, Counters, Callable[[], int], Callable[[], bool]], Hand]
+
+
+class Crew:
+    """Runs a transfer's workers until its queue is empty or the transfer failed.
+
+    hire: makes what works on a lane.
     alone: the control lane does it all. eager: it begins with the first chunk while further lanes are being opened.
     pool: how many lanes there are to be, and how much they ask for together. choice: by which transport. halt: set when
     the transfer failed, so that nobody waits for the host any longer. tell: hears of a change of transport.
@@ -60,7 +71,8 @@ class Crew:
     def __init__(
         self,
         session: Session,
-        fetcher: Fetcher,
+        jobs: JobKeeper[Any],
+        hire: Hire,
         outage: Outage,
         pool: StreamPool,
         choice: TransportChoice,
@@ -72,7 +84,8 @@ class Crew:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
-        self._fetcher = fetcher
+        self._jobs = jobs
+        self._make = hire
         self._outage = outage
         self._pool = pool
         self._choice = choice
@@ -95,7 +108,7 @@ class Crew:
         self.most = 0  # lanes at once
 
     def run(self) -> None:
-        """Blocks until every worker ended. What went wrong is in `fetcher.failure`."""
+        """Blocks until every worker ended. What went wrong is in `jobs.failure`."""
         if self._alone or self._eager:
             self._hire(self._session.transport, control=True)
         while True:
@@ -104,7 +117,7 @@ class Crew:
                 if not self._members:
                     return
                 self._ended.wait(TICK)
-            if self._fetcher.failure:
+            if self._jobs.failure:
                 self._wind_up()
             self._look()
 
@@ -131,7 +144,7 @@ class Crew:
 
     def _look(self) -> None:
         """One measurement for the pool. Bytes end an outage, and so do answers: comparing files brings nothing else."""
-        delivered = self._fetcher.progress.delivered()
+        delivered = self._jobs.progress.delivered()
         answers = sum(lane.answers for member in self._all() if (lane := member.lane))
         if delivered != self._delivered or answers > self._answers:
             self._outage.over()
@@ -166,7 +179,7 @@ class Crew:
         """Another address of this machine, another network: the old connections wait for a long time then, and a new
         one stands at once. It is tried when nothing came for a while; where it stands, the old ones are given up."""
         lanes = [lane for member in self._all() if (lane := member.lane) and not lane.idle]
-        arrived = sum(lane.messages.stream.bytes_in for lane in lanes)
+        arrived = _moved(lanes)
         now = self._clock()
         if arrived != self._arrived or not lanes or self._outage.lasts:
             self._arrived, self._arrived_at = arrived, now
@@ -184,7 +197,7 @@ class Crew:
             except HeadraceError as why:
                 log.info("nothing arrives, and no new connection by %s: %s", transport, why.message)
                 continue
-            if sum(lane.messages.stream.bytes_in for lane in lanes) == arrived:
+            if _moved(lanes) == arrived:
                 log.warning("nothing came for %.0f s, but a new connection stands; going on by %s", STALLED, transport)
                 if transport != choice.transport:
                     choice.failed(choice.transport)
@@ -204,7 +217,7 @@ class Crew:
             for member in self._members:
                 by[member.transport] += member.counters.bytes_delivered
             lanes = sum(member.transport == choice.transport and member.lane is not None for member in self._members)
-        totals = self._fetcher.progress.totals()
+        totals = self._jobs.progress.totals()
         left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
         reason = choice.reason
         choice.observe(self._clock(), by, left, lanes)
@@ -215,7 +228,7 @@ class Crew:
             self._tell({"event": "transport", "transport": choice.transport, "reason": choice.reason})
 
     def _adjust(self) -> None:
-        if self._fetcher.queue.over or self._alone:
+        if self._jobs.queue.over or self._alone:
             return
         wanted = self._choice.lanes(self._pool.connections)
         staying = [member for member in self._all() if not member.leaves.is_set() and not member.control]
@@ -227,7 +240,7 @@ class Crew:
             wanted[member.transport] = wanted.get(member.transport, 0) - 1
             if wanted[member.transport] < 0:
                 member.leaves.set()
-                self._fetcher.queue.wake()
+                self._jobs.queue.wake()
 
     def _room(self, member: _Member) -> int:
         if member.control and not self._alone:
@@ -243,13 +256,13 @@ class Crew:
     # ---- a worker's thread ---------------------------------------------------------------------------------------
 
     def _hire(self, transport: str, *, control: bool = False) -> None:
-        member = _Member(self._fetcher.progress.lane(), transport, control=control)
+        member = _Member(self._jobs.progress.lane(), transport, control=control)
         with self._lock:
             self._members.append(member)
             number = len(self._members)
             own = [other for other in self._members if not other.control]
             self.most = max(self.most, len(own), int(self._alone))
-        member.thread = threading.Thread(target=self._run, args=(member,), name=f"headrace-get-{number}")
+        member.thread = threading.Thread(target=self._run, args=(member,), name=f"headrace-lane-{number}")
         try:
             member.thread.start()
         except RuntimeError:  # no further thread is allowed here
@@ -259,7 +272,7 @@ class Crew:
 
     def _run(self, member: _Member) -> None:
         try:
-            with self._fetcher.carrying():
+            with self._jobs.carrying():
                 self._work(member)
         finally:
             with self._ended:
@@ -284,7 +297,7 @@ class Crew:
                 self._outage.again(why, attempt)
 
     def _done(self, member: _Member) -> bool:
-        return self._fetcher.queue.over or member.leaves.is_set()
+        return self._jobs.queue.over or member.leaves.is_set()
 
     def _leave_to_others(self, member: _Member, why: HeadraceError) -> bool:
         """Whether there is another transport, which is to do this one's work."""
@@ -305,13 +318,7 @@ class Crew:
         try:
             if not member.control:
                 self._relieve()
-            worker = Worker(
-                self._fetcher,
-                lane,
-                member.counters,
-                room=lambda: self._room(member),
-                leaves=member.leaves.is_set,
-            )
+            worker = self._make(lane, member.counters, lambda: self._room(member), member.leaves.is_set)
             try:
                 worker.run()
             except ConnectionLostError as why:
@@ -327,3 +334,8 @@ class Crew:
         for member in self._all():
             if member.control:
                 member.leaves.set()
+
+
+def _moved(lanes: list[Lane]) -> int:
+    """Bytes on those lanes, either way: what is sent shows as little in what comes back as the other way round."""
+    return sum(lane.messages.stream.bytes_in + lane.messages.stream.bytes_out for lane in lanes)

@@ -9,13 +9,13 @@ from headrace.engine.metrics import backend_samples, buffer_samples, stage_sampl
 from headrace.observe.metrics import TARGET_REASONS, Sample
 
 if TYPE_CHECKING:
-    from headrace.client.get import Transfer
+    from headrace.client.running import Running
 
 
-def transfer_samples(transfer: Transfer) -> Iterator[Sample]:
+def transfer_samples(transfer: Running) -> Iterator[Sample]:
     """Of one transfer."""
     totals = transfer.progress.totals()
-    yield Sample("received_bytes", totals.bytes_received)
+    yield Sample(transfer.moved, totals.bytes_received)
     yield Sample("reused_bytes", totals.bytes_reused)
     yield Sample("files", totals.files_done, ("done",))
     yield Sample("files", totals.files_failed, ("failed",))

@@ -244,7 +244,7 @@ class Planner:
         try:
             if self._options.links is Links.SAFE and not link_stays_inside(path, target):
                 shown = target.decode("utf-8", "backslashreplace")
-                raise _LinkLeavesError(f"the symlink {path} points outside ({shown!r}) and was left out")
+                raise LinkLeavesError(f"the symlink {path} points outside ({shown!r}) and was left out")
             self._destination.symlink(
                 path, target, replace=self._options.on_exist is OnExist.OVERWRITE, mtime_ns=mtime_ns
             )
@@ -253,11 +253,11 @@ class Planner:
             if self._options.on_exist is OnExist.FAIL:
                 raise
             self._told.failed_path(path, why)
-        except (*FILE_ERRORS, _LinkLeavesError) as why:
+        except (*FILE_ERRORS, LinkLeavesError) as why:
             self._told.failed_path(path, why)
 
 
-class _LinkLeavesError(HeadraceError):
+class LinkLeavesError(HeadraceError):
     """A symlink that leads outside of the destination."""
 
     code = "unsafe_link"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +126,24 @@ class RemoteShare:
         """
         chosen = GetOptions(**options)
         return Transfer(self._session, self._path(path), dest, chosen).run()
+
+    def put(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        dest: str | os.PathLike[str] = "",
+        **options: Any,
+    ) -> GetResult:
+        """Sends a file, a tree or several of them, as `headrace put` does, into a share that may be written to.
+
+        A folder's contents go to `dest`; a file becomes `dest`, or goes into it where it is a folder or ends with a
+        slash. options: the fields of GetOptions. Files that fail are counted in the result, whose `error` then says
+        why; what ends the whole transfer is raised: RefusedError where the share is read-only.
+        """
+        from headrace.client.put import Put  # most programs only read
+
+        sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+        into = os.fsdecode(dest).endswith("/")
+        return Put(self._session, sources, self._path(dest), GetOptions(**options), into=into).run()
 
     def close(self) -> None:
         self._session.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,7 @@ from headrace.protocol.messages import (
     Goodbye,
     List,
     ListPart,
+    Message,
     Stat,
     StatReply,
     Walk,
@@ -58,6 +59,7 @@ log = logging.getLogger("headrace.client")
 
 Entries = list[Entry]
 Listing = list[Entries]
+Listed = list[tuple[RelPath, Entries, HeadraceError | None]]
 Lanes = list[Lane]  # `list` is a method below
 
 
@@ -261,6 +263,33 @@ class Session:
                 yield entries
             if failure:
                 raise failure
+
+    def list_many(self, paths: Sequence[RelPath]) -> Listed:
+        """The entries of several directories, all asked for at once; why there are none, or not all of them."""
+        found: Listed = []
+        with self.use() as lane:
+            for path in paths:
+                lane.post(List(lane.next_id(), bytes(path)))
+            for path in paths:
+                entries: Entries = []
+                error: HeadraceError | None = None
+                try:
+                    for _, part, failure in self._parts(lane, path):
+                        entries += part
+                        error = error or failure
+                except (NotFoundError, PermissionRefusedError, RemoteIOError) as why:
+                    error = why
+                found.append((path, entries, error))
+        return found
+
+    def ask(self, make: Callable[[int], Message]) -> Message:
+        """The answer to a request that has only one; `make` is given its id. Raises what the host reports."""
+        with self.use() as lane:
+            lane.post(make(lane.next_id()))
+            answer, _ = lane.answer()
+        if isinstance(answer, Error):
+            raise from_wire(answer.code, answer.message)
+        return answer
 
     def walk(self, path: RelPath, on: Lane | None = None) -> Iterator[tuple[RelPath, Entries, HeadraceError | None]]:
         """Every directory at and below `path`, parents first: its path, some of its entries, why it cannot be read."""

@@ -48,14 +48,14 @@ class Watch:
         self._session = session
         self._before = self._ask()
 
-    def breakdown(self, here: Spent, seconds: float) -> Breakdown | None:
-        """here: what this side's streams spent meanwhile, in so many seconds. Where the host cannot be asked, or came
-        back as another one, this side's alone."""
+    def breakdown(self, here: Spent, seconds: float, *, sends: bool = False) -> Breakdown | None:
+        """here: what this side's streams spent meanwhile, in so many seconds. sends: files went to the host. Where the
+        host cannot be asked, or came back as another one, it is this side's alone."""
         after = self._ask()
         there, limit = None, 0.0
         if self._before and after and after.spent.total >= self._before.spent.total:
             there, limit = after.spent.since(self._before.spent), after.limit
-        return explain(here, there, seconds, limit=self._session.limit.rate or 0.0, their_limit=limit)
+        return explain(here, there, seconds, limit=self._session.limit.rate or 0.0, their_limit=limit, sends=sends)
 
     def _ask(self) -> HostTimes | None:
         try:

@@ -18,7 +18,6 @@ through `Jobs`, as it does for the workers.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -40,7 +39,6 @@ from headrace.storage.platform import Fallbacks
 
 if TYPE_CHECKING:
     from headrace.storage.index import ChunkIndex
-    from headrace.storage.index_places import IndexedFile
 
 log = logging.getLogger("headrace.get")
 
@@ -166,7 +164,7 @@ class Dedup:
         """What speaks for the file being here: one of the same size is, with the same time or with another one."""
         for file in index.similar(job.size, job.entry.mtime_ns):
             sign = "time" if file.facts.mtime_ns == job.entry.mtime_ns else "size"
-            if self._trust[sign] > 0 and _is_still(file):
+            if self._trust[sign] > 0 and file.is_still():
                 return sign
         return None
 
@@ -409,12 +407,3 @@ class Dedup:
         if (held or waiting) and FALLBACKS.add("silent"):
             log.info("no hashes for %.0f s; fetching what may be here", HOLD)
         self._release_held([*held, *waiting])
-
-
-def _is_still(file: IndexedFile) -> bool:
-    from headrace.storage.index_places import Facts  # loaded with the index
-
-    try:
-        return Facts.of(os.stat(file.path, follow_symlinks=False)) == file.facts
-    except (OSError, ValueError):
-        return False

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from headrace.engine.buffers import Buffers
 from headrace.engine.claims import Claims
 from headrace.engine.dedup import Dedup
 from headrace.engine.exchange import Exchange
+from headrace.engine.jobs import JobKeeper, Reports
 from headrace.engine.lane import Lane
 from headrace.engine.manifests import ManifestReader
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
-from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
+from headrace.engine.queue import Exclusive, Job, Task, Work
 from headrace.engine.updates import FALLBACKS, Updates
 from headrace.errors import (
     ConnectionLostError,
@@ -43,7 +41,6 @@ log = logging.getLogger("headrace.get")
 
 MAX_REQUESTS: Final = 64  # in flight on one lane
 MAX_BYTES: Final = 4 * CHUNK_SIZE  # asked for and not yet received on one lane
-MAX_ATTEMPTS: Final = 3  # at a file that changes while it is read
 
 # Failures that concern one file: it is reported and the others go on. Everything else ends the transfer.
 FILE_ERRORS: Final = (
@@ -62,20 +59,7 @@ FILE_ERRORS: Final = (
 Keep = Callable[[Job, os.stat_result, Callable[[], Iterable[tuple[int, int, bytes]]]], None]
 
 
-class Reports(Protocol):
-    """Who hears of each file. Called from the workers' threads."""
-
-    def fetched(self, jobs: Sequence[Job]) -> None:
-        """The whole files stand under their names."""
-
-    def same(self, jobs: Sequence[Job]) -> None:
-        """The destination has their contents already."""
-
-    def failed(self, job: Job, error: HeadraceError) -> None:
-        """The file will not come."""
-
-
-class Fetcher:
+class Fetcher(JobKeeper[Work]):
     """Owns the queue and what happens to each job in it. Thread-safe; see engine.worker for who works on it.
 
     dedup: finds chunks on this disk; updates: what is left of them in old copies. Both are told here whose jobs they
@@ -98,17 +82,11 @@ class Fetcher:
         compress: int = NOT_PACKED,
     ) -> None:
         """compress: what hosts that can are asked for, see GetChunk.zstd."""
+        super().__init__(self._expand, buffers=buffers, progress=progress, reports=reports, file_errors=FILE_ERRORS)
         self._destination = destination
         self.exchange = exchange
-        self.buffers = buffers
         self._version = version
-        self.progress = progress
-        self._reports = reports
         self._on_exist = on_exist
-        self.queue = WorkQueue(self._expand)
-        self.retries: deque[Job] = deque()
-        self.failure: BaseException | None = None
-        self._failing = threading.Lock()
         self._open_partials: set[Partial] = set()
         self._dedup = dedup
         self._keep = keep
@@ -118,23 +96,6 @@ class Fetcher:
             dedup.bind(self)
         if updates:
             updates.bind(self)
-
-    # ---- the end ---------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def carrying(self) -> Iterator[None]:
-        """For the body of a thread of this transfer: what it raises ends the transfer and is raised where it is
-        waited for (`failure`), not in the thread."""
-        try:
-            yield
-        except BaseException as why:  # noqa: BLE001  # nothing is swallowed, it is carried to another thread
-            self.fail(why)
-
-    def fail(self, why: BaseException) -> None:
-        """The transfer as a whole ends with this."""
-        with self._failing:
-            self.failure = self.failure or why
-        self.queue.cancel()
 
     def abandon(self) -> None:
         """After the workers ended: closes the part files that are still open; they stay for the next time."""
@@ -290,40 +251,12 @@ class Fetcher:
 
     # ---- chunks that are asked for -------------------------------------------------------------------------------
 
-    def begin(self, job: Job) -> bool:
-        """A chunk of the job is about to be asked for. False: it is of no use any more."""
-        with job.lock:
-            if job.over or job.error:
-                return False
-            job.in_flight += 1
-            return True
-
     def give_back(self, asked: Iterable[Task], waiting: Iterable[Task]) -> None:
         """A lane broke: what was asked for on it, and what still waited, goes back into the queue."""
         asked = list(asked)
         for task in asked:
             self.settle(task.job, None)
         self.queue.push([task for task in (*asked, *waiting) if not task.job.over])
-
-    def settle(self, job: Job, error: HeadraceError | None, *, began: bool = True) -> None:
-        """A request of the job ended, or (began=False) something before its first. Ends the job where it is over."""
-        with job.lock:
-            job.in_flight -= began
-            job.error = job.error or error
-            whole = job.partial.complete if job.partial else job.written
-            if job.over or job.in_flight or not (job.error or whole):
-                return
-            job.over = True
-        if not job.error:
-            try:
-                self._finish(job)
-            except FILE_ERRORS as why:
-                job.error = why
-        if job.error:
-            self._fail_job(job, job.error)
-        if job.partial:
-            self._open_partials.discard(job.partial)
-        self.queue.finished()
 
     def write_whole(self, job: Job, content: memoryview) -> None:
         """The job's only chunk is its whole file."""
@@ -355,36 +288,30 @@ class Fetcher:
             named = [job for job in done if job.dest not in failed] if failed else done
             for job in named:
                 job.written = job.over = True  # nobody else knows of it
-            self._tell_done(named)
+            self.tell_done(named)
         for job in done if failed else ():
             if job.dest in failed:
                 self.settle(job, failed[job.dest])
 
-    def _tell_done(self, jobs: Sequence[Job]) -> None:
-        self.progress.files_done(len(jobs))
-        self._reports.fetched(jobs)
-        self.queue.finished(len(jobs))
-
     @tracing.traced("finish")
-    def _finish(self, job: Job) -> None:
+    def finish(self, job: Job) -> None:
         if partial := job.partial:
             st = partial.finish(mode=job.entry.mode, mtime_ns=job.entry.mtime_ns, replace=job.replace)
             if self._keep:
                 self._keep(job, st, partial.chunks)
         self.progress.files_done(1)
-        self._reports.fetched([job])
+        self.reports.fetched([job])
 
-    def _fail_job(self, job: Job, error: HeadraceError) -> None:
+    def drop(self, job: Job, error: HeadraceError) -> None:
         if job.partial:
             if isinstance(error, NotFoundError):
                 job.partial.discard()
             else:
                 job.partial.close()
-        if isinstance(error, SourceChangedError) and job.attempt < MAX_ATTEMPTS:
-            self.retries.append(job)
-            return
-        self.progress.file_failed()
-        self._reports.failed(job, error)
+
+    def ended(self, job: Job) -> None:
+        if job.partial:
+            self._open_partials.discard(job.partial)
 
     # ---- comparing with what is here ---------------------------------------------------------------------------
 
@@ -418,7 +345,7 @@ class Fetcher:
             with job.lock:
                 job.over = True
             self.progress.same(1, job.size)
-            self._reports.same([job])
+            self.reports.same([job])
             self.queue.finished()
             return []
         resolve_different(job, self._on_exist, self._destination)

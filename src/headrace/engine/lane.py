@@ -29,8 +29,8 @@ LAST_WORDS: Final = 1.0  # seconds in which they come, if there are any
 class Lane:
     """One stream to the host. Whoever has requests in flight holds `lock`; the rest is for that thread alone.
 
-    batches, blocks: whether the host at its other end answers GetBatch; GetBlocks and GetRanges. packs: whether it
-    compresses where it is asked to; zstd is what it is asked for. counters: of whoever uses the lane now.
+    batches, blocks: whether the host at its other end answers GetBatch; GetBlocks and GetRanges. packs: whether both
+    sides take what is compressed; zstd is what the host is asked for. counters: of whoever uses the lane now.
     """
 
     def __init__(
@@ -73,6 +73,16 @@ class Lane:
         """The request leaves with the next wait for an answer, together with the others that were posted till then:
         one encryption and one system call for many small requests."""
         self._unsent.append(request)
+
+    def send(self, request: Message, payload: memoryview) -> None:
+        """A request with a payload leaves at once, after what was posted; blocks. The payload may be reused afterwards.
+        Raises ConnectionLostError."""
+        self.flush()
+        try:
+            self.messages.send(request, payload)
+        except ConnectionLostError:
+            self._hear_why()
+            raise
 
     def flush(self) -> None:
         """What was posted leaves now. Raises ConnectionLostError."""

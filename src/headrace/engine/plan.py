@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-import os
 import stat
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from headrace.protocol.messages import Entry
 
@@ -27,7 +28,34 @@ class Action(enum.Enum):
     FORBIDDEN = enum.auto()  # something is there, and `fail` was asked for
 
 
-def decide(entry: Entry, existing: os.stat_result | None, on_exist: OnExist, *, checksum: bool) -> Action:
+class Facts(Protocol):
+    """What lies at a destination, as far as it matters here: an os.stat_result has it."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFacts:
+    """The same of what lies in a share."""
+
+    st_mode: int
+    st_size: int
+    st_mtime_ns: int
+
+    @classmethod
+    def of(cls, entry: Entry) -> RemoteFacts:
+        return cls(_KINDS.get(entry.kind, stat.S_IFSOCK) | entry.mode, entry.size, entry.mtime_ns)
+
+
+_KINDS: Final = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK}
+
+
+def decide(entry: Entry, existing: Facts | None, on_exist: OnExist, *, checksum: bool) -> Action:
     """The action for one file. checksum: trust no modification times, compare contents."""
     if existing is None:
         return Action.FETCH

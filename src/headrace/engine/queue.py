@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -89,6 +89,10 @@ class Exclusive:
 
     job: Job
 
+    @property
+    def length(self) -> int:
+        return 0
+
 
 @dataclass(eq=False, slots=True)
 class Group:
@@ -112,16 +116,23 @@ class Group:
 Work = Task | Group | Exclusive
 
 
-class WorkQueue:
+class Sized(Protocol):
+    """Work, which takes `length` bytes to be asked for or sent."""
+
+    @property
+    def length(self) -> int: ...
+
+
+class WorkQueue[W: Sized]:
     """Thread-safe. `expand` turns a job into its work when a worker first gets to it (it opens the part file then, so
     files are opened only as fast as they are fetched). Its answer is drawn from one piece at a time, so that a file of
     any size costs no memory."""
 
-    def __init__(self, expand: Callable[[Job], Iterable[Work]]) -> None:
+    def __init__(self, expand: Callable[[Job], Iterable[W]]) -> None:
         self._expand = expand
         self._jobs: deque[Job] = deque()
-        self._work: deque[Work] = deque()
-        self._expanded: deque[Iterator[Work]] = deque()
+        self._work: deque[W] = deque()
+        self._expanded: deque[Iterator[W]] = deque()
         self._unfinished = 0
         self._closed = False
         self._cancelled = False
@@ -138,7 +149,7 @@ class WorkQueue:
             self._changed.notify_all()
             return not self._cancelled
 
-    def push(self, work: Iterable[Work]) -> None:
+    def push(self, work: Iterable[W]) -> None:
         """Puts work of a job at the front: its chunks after a comparison, or a chunk to be asked for again."""
         with self._changed:
             self._expanded.appendleft(iter(work))
@@ -182,7 +193,7 @@ class WorkQueue:
 
     def take(
         self, *, idle: bool, room: int, leaves: Callable[[], bool] = lambda: False, groups: bool = False
-    ) -> Work | None:
+    ) -> W | Group | None:
         """The next piece of work, or None: there is none now, or (where `idle`) there will be none any more.
 
         idle: the caller has no request in flight; it waits for work, and only it is given Exclusive work. room: the

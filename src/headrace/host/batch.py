@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from headrace.engine.buffers import Buffers
+from headrace.engine.packing import Packing
 from headrace.errors import HeadraceError, ProtocolError
-from headrace.host.packing import Packing
 from headrace.observe.times import StreamTimes
 from headrace.protocol.frames import SESSION_LIMITS
 from headrace.protocol.messages import (
@@ -53,7 +53,7 @@ def answer_batch(
         raise ProtocolError(f"a GetBatch of {len(items)} files; 1 to {MAX_BATCH_ITEMS} are allowed")
     if any(len(version) != VERSION_SIZE for _, version in items):
         raise ProtocolError("a GetBatch with a version token that is none")
-    compressor = packing.of_batch(request) if packing else None
+    compressor = packing.of_batch(path for path, _ in items) if packing else None
     position = sent = 0
     with SmallReader(tree) as reader:
         while position < len(items):

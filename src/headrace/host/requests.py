@@ -12,13 +12,13 @@ from typing import Final
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.engine.compress import FileCompressor
+from headrace.engine.packing import Packing
 from headrace.errors import HeadraceError, NotFoundError, ProtocolError
 from headrace.host.batch import answer_batch
 from headrace.host.blocks import blocks_of, check_ranges, hash_ranges, read_ranges, steps
 from headrace.host.courtesy import Shaping
 from headrace.host.gate import PIECE, SMALL, Gate
 from headrace.host.listing import fitting, listing, look, statfs
-from headrace.host.packing import Packing
 from headrace.host.watch import Watcher
 from headrace.observe import metrics, tracing
 from headrace.observe.times import Spent
@@ -28,6 +28,7 @@ from headrace.protocol.messages import (
     CHUNK_SIZE,
     NOT_PACKED,
     PHASE_BULK,
+    PUTS,
     READ_SIZE,
     Chunk,
     Data,
@@ -55,7 +56,7 @@ from headrace.protocol.messages import (
     Watch,
     wire_path,
 )
-from headrace.protocol.session import BATCH, BLOCKS, SPARSE, STATFS, TIMES, TRACE, WATCH, Agreed, error_message
+from headrace.protocol.session import BATCH, BLOCKS, PUT, SPARSE, STATFS, TIMES, TRACE, WATCH, Agreed, error_message
 from headrace.storage.chunks import ZERO_HASH, hash_bytes
 from headrace.storage.manifest import HashCache, manifest
 from headrace.storage.source import SourceCache, SourceFile
@@ -138,6 +139,8 @@ class RequestHandler:
         """Sends the answer, or an Error that names the request. Raises what ends the connection."""
         if type(request) is GetChunk and 0 < request.length <= SHORT and self._short_chunk(request):
             return
+        if isinstance(request, PUTS):
+            self._need(PUT, request)
         answer = self._ANSWERS.get(type(request))
         if answer is None or (isinstance(request, BULK_REQUESTS) and self._version < PHASE_BULK):
             raise ProtocolError(

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from headrace import config
 from headrace._version import __version__
 from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
 from headrace.engine.compress import Compressors, check_level
-from headrace.errors import ConnectionLostError, LocalDiskError, UsageError
+from headrace.errors import ConnectionLostError, LocalDiskError, NotFoundError, UsageError
 from headrace.host.allowed import Allowed
 from headrace.host.guesses import GuessLimit
 from headrace.host.handshakes import Handshakes
@@ -31,8 +31,11 @@ from headrace.host.watch import Watcher
 from headrace.observe.metrics import QUIC_WANTED, Sample
 from headrace.protocol.codes import Code
 from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
+from headrace.protocol.paths import ROOT
 from headrace.protocol.session import Versions
+from headrace.storage.fileio import FileIO
 from headrace.storage.manifest import HashCache, HashStore
+from headrace.storage.oserrors import label
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
 from headrace.transport.discovery import Announcer
@@ -41,6 +44,9 @@ from headrace.transport.pacing import Limit
 from headrace.transport.tcp import TcpStream, is_loopback, server_context, tune
 from headrace.transport.trust import Peers
 from headrace.transport.zerocopy import wants_clear
+
+if TYPE_CHECKING:
+    from headrace.host.incoming import Incoming
 
 log = logging.getLogger("headrace.host")
 
@@ -81,6 +87,7 @@ class ShareServer:
         allow: Sequence[str] = (),
         max_clients: int | None = None,
         limits: Limits = Limits(),
+        write: bool = False,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -95,6 +102,7 @@ class ShareServer:
         discovery: announce the public group of the code on the LAN.
         allow: networks, as in 192.168.0.0/16, from which connections are taken; none: from everywhere. max_clients:
         peers that may be connected at once. limits: what each of them, and strangers, may take of the share.
+        write: clients may write into the share, which must be one folder then.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
@@ -111,12 +119,16 @@ class ShareServer:
         with contextlib.ExitStack() as undo:
             undo.callback(self._io.close)
             self._tree = undo.enter_context(SharedTree.open(paths, name, self._io))
+            incoming = _incoming(self._tree, paths, home, self._io) if write else None
+            if incoming:
+                undo.callback(incoming.close)
             identity = Identity.load_or_create(home)
             self._context = server_context(str(identity.file))
             self._bind = bind
             self._listener, self._udp = self._open(identity, port, transports)
             undo.pop_all()
         self._watcher = Watcher(self._tree)
+        self.incoming = incoming
         self._share = Share(
             tree=self._tree,
             code=self.code,
@@ -130,6 +142,7 @@ class ShareServer:
             limit=self.limit,
             registry=self.registry,
             watcher=self._watcher,
+            incoming=incoming,
             clear=clear,
             limits=self.limits,
             compressors=_compressors(compress),
@@ -234,6 +247,8 @@ class ShareServer:
             self._udp.stop()
         if self._announcer:
             self._announcer.stop()
+        if self.incoming:
+            self.incoming.close()
         self._tree.close()
         self._io.close()
         self._share.hashes.close()
@@ -335,6 +350,25 @@ class ShareServer:
                 "retry_after": seconds,
             }
         )
+
+
+def _incoming(tree: SharedTree, paths: Sequence[str | os.PathLike[str]], home: Path, io: FileIO) -> Incoming:
+    """Raises UsageError where there is no one folder to write to, LocalDiskError where its owner may not write."""
+    hint = "Share that folder alone with --write, and the rest beside it by another share."
+    if len(paths) != 1:
+        raise UsageError("a share of several paths cannot be written to", hint=hint)
+    try:
+        fd = tree.open_folder(ROOT)
+    except NotFoundError as why:
+        raise UsageError("a share of one file cannot be written to", hint="Share the folder that it is in.") from why
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids):
+        os.close(fd)
+        raise LocalDiskError(
+            f"you may not write to {label(paths[0])}", hint="Check its permissions, or leave --write out."
+        )
+    from headrace.host.incoming import Incoming  # most shares are only read
+
+    return Incoming(fd, os.path.realpath(os.fsencode(paths[0])), home, io)
 
 
 def _compressors(compress: int) -> Compressors | None:

@@ -7,24 +7,24 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.engine.compress import Compressors
+from headrace.engine.packing import Packing
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
 from headrace.host.limits import HANDSHAKE_TIMEOUT, Limits
-from headrace.host.packing import Packing
 from headrace.host.registry import Registry
 from headrace.host.requests import RequestHandler
 from headrace.host.watch import Watcher
 from headrace.observe import logs, metrics, tracing
 from headrace.observe.times import Ledger
 from headrace.protocol.codes import Code
-from headrace.protocol.messages import ROLE_CONTROL, Goodbye
+from headrace.protocol.messages import PHASE_BULK, PUTS, ROLE_CONTROL, Goodbye
 from headrace.protocol.session import CLEAR, FEATURES, PUT, SEALED, ZSTD, Agreed, HostHandshake, Versions, error_message
 from headrace.storage.manifest import HashCache
 from headrace.storage.tree import SharedTree
@@ -35,6 +35,10 @@ from headrace.transport.quic.stream import QuicStream
 from headrace.transport.tcp import STALL_TIMEOUT, TcpStream, is_local
 from headrace.transport.trust import Peers
 
+if TYPE_CHECKING:
+    from headrace.host.incoming import Incoming
+    from headrace.host.writing import Writing
+
 log = logging.getLogger("headrace.host")
 
 Event = dict[str, Any]
@@ -43,7 +47,10 @@ Served = TcpStream | QuicStream
 
 @dataclass(frozen=True)
 class Share:
-    """What every session of one share has in common. Thread-safe. compressors: None compresses for nobody."""
+    """What every session of one share has in common. Thread-safe.
+
+    compressors: None compresses for nobody. incoming: None where nobody may write.
+    """
 
     tree: SharedTree
     code: Code
@@ -61,6 +68,7 @@ class Share:
     registry: Registry = field(default_factory=Registry)
     watcher: Watcher | None = None
     limits: Limits = Limits()
+    incoming: Incoming | None = None
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -112,13 +120,14 @@ class _Patience:
         self._share = share
         self._peer = agreed.peer
         self._clock = clock
+        self.writing: Writing | None = None  # who stops in the middle of a chunk holds a buffer as well
         self._moved = -1
         self._since = 0.0
         idle = share.limits.idle
         self.asked_every = STALL_TIMEOUT if idle is None else min(STALL_TIMEOUT, max(idle / 4, 0.01))
 
     def __call__(self, sending: bool) -> bool:
-        if sending:
+        if sending or (self.writing and self.writing.holds):
             return not self._share.buffers.contended
         if self._share.limits.idle is None:
             return True
@@ -180,7 +189,7 @@ def _handshake(messages: MessageStream, share: Share, address: str, features: tu
         entropy=os.urandom,
         name=share.tree.name,
         versions=share.versions,
-        features={*FEATURES, *features} - {PUT, *(() if share.compressors else (ZSTD,))},
+        features=_offered(share, features),
         agent=share.agent,
     )
     try:
@@ -206,6 +215,9 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         *(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing),
         times=lambda: (ledger.spent(), min(filter(None, (share.limit.rate, share.registry.limits.rate)), default=0.0)),
     )
+    writing = _writing(messages, share, agreed)
+    if writing and isinstance(patience := messages.stream.patient, _Patience):
+        patience.writing = writing
     started = time.monotonic()
     try:
         while True:
@@ -213,6 +225,10 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
             if received is None or isinstance(received[0], Goodbye):
                 return
             request, payload = received
+            if writing and isinstance(request, PUTS):
+                with tracing.serving(handler.trace, messages.times):
+                    writing.handle(request, payload)
+                continue
             if payload:
                 raise ProtocolError("a request with a payload")
             if tracing.on():
@@ -222,13 +238,40 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
                 handler.handle(request)
     finally:
         handler.close()
-        seconds = time.monotonic() - started
+        if writing:
+            writing.close()
+        seconds = {"seconds": round(time.monotonic() - started, 3)}
         if handler.served.bytes:
-            share.on_event({"event": "transfer", "bytes": handler.served.bytes, "seconds": round(seconds, 3), **peer})
+            share.on_event({"event": "transfer", "direction": "out", "bytes": handler.served.bytes, **seconds, **peer})
+        if writing and writing.files + writing.bytes:
+            share.on_event(
+                {
+                    "event": "transfer",
+                    "direction": "in",
+                    "bytes": writing.bytes,
+                    "files": writing.files,
+                    **seconds,
+                    **peer,
+                }
+            )
         if agreed.role == ROLE_CONTROL:
             share.on_event(
                 {"event": "peer", "state": "gone", "agent": agreed.agent, "protocol": agreed.version, **peer}
             )
+
+
+def _offered(share: Share, more: Collection[str]) -> set[str]:
+    """more: what the transport has beside what all have."""
+    kept_back = {name for name, offered in ((ZSTD, share.compressors), (PUT, share.incoming)) if offered is None}
+    return {*FEATURES, *more} - kept_back
+
+
+def _writing(messages: MessageStream, share: Share, agreed: Agreed) -> Writing | None:
+    if share.incoming is None or PUT not in agreed.features or agreed.version < PHASE_BULK:
+        return None
+    from headrace.host.writing import Writing  # most shares are only read
+
+    return Writing(share.incoming, messages, agreed.peer, share.buffers, unpacks=ZSTD in agreed.features)
 
 
 def _packing(messages: MessageStream, share: Share, agreed: Agreed, address: str) -> Packing | None:

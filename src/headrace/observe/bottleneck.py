@@ -24,6 +24,10 @@ _SENTENCES: Final = {
     REST: "The bottleneck is this program: listing, finding work, many small files",
     UNTOLD: "The bottleneck is the network or the host, which is too old to say more",
 }
+_OF_WHO_SENDS: Final = {
+    SOURCE: "The bottleneck is the source disk: this machine reads its files no faster",
+    DESTINATION: "The bottleneck is the destination disk: the host writes no faster",
+}
 
 
 class Row(NamedTuple):
@@ -44,10 +48,17 @@ class Breakdown:
 
 
 def explain(
-    here: Spent, there: Spent | None, seconds: float, *, limit: float = 0.0, their_limit: float = 0.0
+    here: Spent,
+    there: Spent | None,
+    seconds: float,
+    *,
+    limit: float = 0.0,
+    their_limit: float = 0.0,
+    sends: bool = False,
 ) -> Breakdown | None:
     """here: what this side's streams spent. there: what the host's spent for them meanwhile; None: it does not say.
-    seconds: what passed. limit: bytes a second that this side set, their_limit: the host; 0: none.
+    seconds: what passed. limit: bytes a second that this side set, their_limit: the host; 0: none. sends: files went to
+    the host, and not from it.
 
     None where nothing was done. A stream of ours that waits or receives waits for what the host does: so that time is
     given to what the host's streams did. They also wait, in `sending`, for us while we hash and write; that is no
@@ -57,25 +68,26 @@ def explain(
     if total <= 0:
         return None
     waited = here.sending + here.waiting + here.receiving
-    parts = {DESTINATION: here.disk, HASH: here.hash, REST: here.rest}
+    ours, theirs = (SOURCE, DESTINATION) if sends else (DESTINATION, SOURCE)
+    parts = {ours: here.disk, HASH: here.hash, REST: here.rest}
     if there is None:
         parts[UNTOLD] = waited
     else:
         sending = max(0.0, there.sending + there.receiving - (total - waited))
-        did = {SOURCE: there.disk, HASH: there.hash, NETWORK: sending, PEER: there.rest}
+        did = {theirs: there.disk, HASH: there.hash, NETWORK: sending, PEER: there.rest}
         busy = sum(did.values())
         fits = min(1.0, waited / busy) if busy > 0 else 0.0
         for name, spent in did.items():
             parts[name] = parts.get(name, 0.0) + spent * fits
         parts[NETWORK] += max(0.0, waited - busy)
-    order = (SOURCE, HASH, NETWORK, PEER, DESTINATION, REST) if there else (UNTOLD, HASH, DESTINATION, REST)
+    order = (SOURCE, HASH, NETWORK, PEER, DESTINATION, REST) if there else (UNTOLD, HASH, ours, REST)
     rows = tuple(Row(name, parts[name] / total, parts[name] / total * seconds) for name in order)
     largest = max(rows, key=lambda row: row.share)
-    return Breakdown(rows, largest.name, _sentence(largest, limit, their_limit))
+    return Breakdown(rows, largest.name, _sentence(largest, limit, their_limit, sends=sends))
 
 
-def _sentence(largest: Row, limit: float, their_limit: float) -> str:
-    text = _SENTENCES[largest.name]
+def _sentence(largest: Row, limit: float, their_limit: float, *, sends: bool) -> str:
+    text = (_SENTENCES | _OF_WHO_SENDS if sends else _SENTENCES)[largest.name]
     lowest = min((one for one in (limit, their_limit) if one), default=0.0)
     if largest.name in (NETWORK, UNTOLD) and lowest:
         whose = "this side's" if lowest == limit else "the host's"

@@ -44,7 +44,7 @@ class Family:
     kind: Kind
     help: str
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    where: tuple[str, ...] = ("share", "get", "mount")
+    where: tuple[str, ...] = ("share", "get", "put", "mount")
 
     @property
     def exported(self) -> str:
@@ -72,9 +72,9 @@ Source = Callable[[], Iterable[Sample]]
 _DIRECTION: Final = {"direction": ("sent", "received")}
 _TRANSPORT: Final = {"transport": TRANSPORTS}
 _SHARE: Final = ("share",)
-_FETCHING: Final = ("get",)
-_CLIENT: Final = ("get", "mount")
-_BULK: Final = ("share", "get")
+_MOVING: Final = ("get", "put")
+_CLIENT: Final = ("get", "put", "mount")
+_BULK: Final = ("share", "get", "put")
 
 FAMILIES: Final = (
     Family("build_info", "gauge", "Always 1; the version is its label.", {"version": ()}),
@@ -83,7 +83,7 @@ FAMILIES: Final = (
     Family("streams", "gauge", "Streams that are open: over TCP connections, over QUIC streams of one.", _TRANSPORT),
     Family("handshakes", "counter", "Streams that both sides agreed on.", {"protocol": ("7", "8")}),
     Family("rtt_seconds", "gauge", "The least round-trip time of the open streams, as the transport estimates it."),
-    Family("rtt_baseline_seconds", "gauge", "The least round-trip time of late, without queues.", where=_FETCHING),
+    Family("rtt_baseline_seconds", "gauge", "The least round-trip time of late, without queues.", where=_MOVING),
     Family("tcp_segments_sent", "counter", "TCP segments sent, as far as the kernel tells."),
     Family("tcp_retransmits", "counter", "TCP segments sent again: what was lost, as far as the kernel tells."),
     Family("quic_wanted", "counter", "Connections, or shares, that wanted QUIC as well as TCP."),
@@ -95,22 +95,24 @@ FAMILIES: Final = (
     Family("lockouts", "counter", "Times that the share locked itself for new peers.", where=_SHARE),
     Family("turned_away", "counter", "Connections that a limit turned away or ended.", {"limit": LIMITS}, _SHARE),
     # a transfer
-    Family("requests_target", "gauge", "Chunk requests that are to be in flight.", where=_FETCHING),
-    Family("connections_target", "gauge", "Connections that chunks are to use.", where=_FETCHING),
+    Family("requests_target", "gauge", "Chunk requests that are to be in flight.", where=_MOVING),
+    Family("connections_target", "gauge", "Connections that chunks are to use.", where=_MOVING),
     Family(
         "target_reason",
         "gauge",
         "1 for why the target last changed, 0 for the others.",
         {"reason": TARGET_REASONS},
-        _FETCHING,
+        _MOVING,
     ),
-    Family("received_bytes", "counter", "Bytes of files that came from the host.", where=_CLIENT),
-    Family("reused_bytes", "counter", "Bytes of files that were on this disk: dedup, resume.", where=_FETCHING),
+    Family("received_bytes", "counter", "Bytes of files that came from the host.", where=("get", "mount")),
+    Family("sent_bytes", "counter", "Bytes of files that were sent into the share.", where=("put",)),
+    Family("written_bytes", "counter", "Bytes of files that clients sent into the share.", where=_SHARE),
+    Family("reused_bytes", "counter", "Bytes of files that were there already: dedup, resume.", where=_MOVING),
     Family("cached_read_bytes", "counter", "Bytes that came from the cache on this disk.", where=("mount",)),
     Family("read_ahead_bytes", "counter", "Bytes that came before anybody had asked.", where=("mount",)),
-    Family("files", "counter", "Files that are over.", {"result": ("done", "failed")}, _FETCHING),
+    Family("files", "counter", "Files that are over.", {"result": ("done", "failed")}, _MOVING),
     Family("outages", "counter", "Connections that broke and were tried again.", where=_CLIENT),
-    Family("first_byte_seconds", "histogram", "From the start of a transfer to its first byte.", where=_FETCHING),
+    Family("first_byte_seconds", "histogram", "From the start of a transfer to its first byte.", where=_MOVING),
     Family(
         "random_read_seconds",
         "histogram",

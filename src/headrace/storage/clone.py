@@ -139,16 +139,26 @@ class Copier:
             if place.length != length or not 0 < length <= CHUNK_SIZE:  # else it would reach into its neighbours
                 raise SourceUnfitError("length")
             fd = open_place(place)
-            try:
-                way = self._copy(fd, place, into_fd, offset)
-            finally:
-                os.close(fd)
         except SourceUnfitError as why:
-            self._count(f"miss:{why.miss}")
-            log.debug("%s is no longer what the index says (%s)", label(place.file.path), why.miss)
-            return Copied(miss=why.miss)
+            return self._missed(place, why)
+        try:
+            return self.copy_open(fd, place, into_fd, offset)
+        finally:
+            os.close(fd)
+
+    def copy_open(self, fd: int, place: Place, into_fd: int, offset: int) -> Copied:
+        """As `copy_from`, from a file that is open for reading as `fd`, whatever it is by now."""
+        try:
+            way = self._copy(fd, place, into_fd, offset)
+        except SourceUnfitError as why:
+            return self._missed(place, why)
         self._count(way)
         return Copied(way=way)
+
+    def _missed(self, place: Place, why: SourceUnfitError) -> Copied:
+        self._count(f"miss:{why.miss}")
+        log.debug("%s is no longer what the index says (%s)", label(place.file.path), why.miss)
+        return Copied(miss=why.miss)
 
     def _copy(self, fd: int, place: Place, into: int, offset: int) -> Way:
         device, other = os.fstat(fd).st_dev, os.fstat(into).st_dev

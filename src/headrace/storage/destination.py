@@ -21,12 +21,13 @@ from headrace.errors import (
     NotFoundError,
     ProtocolError,
 )
-from headrace.protocol.paths import MAX_NAME, ROOT, RelPath
+from headrace.protocol.paths import ROOT, RelPath
 from headrace.storage.chunks import chunk_range, hash_bytes
 from headrace.storage.dirs import DirCache, raise_in_the_way
 from headrace.storage.fileio import FileIO
-from headrace.storage.inflight import cut, is_inflight_name, part_names
+from headrace.storage.inflight import is_inflight_name, part_names
 from headrace.storage.libc import sync_filesystem
+from headrace.storage.naming import first_free
 from headrace.storage.oserrors import label, local_error, local_errors
 from headrace.storage.partial import Partial, forget_leftover, write_whole
 from headrace.storage.posix import POSIX
@@ -35,8 +36,6 @@ from headrace.storage.small import Nameless, SmallWriter
 
 _NOT_OURS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_MAX_EXTENSION: Final = 16  # bytes; what follows a later dot is no extension
-_MAX_COPIES: Final = 9999
 
 
 class Destination:
@@ -47,15 +46,18 @@ class Destination:
     Paths name something below the root unless said otherwise; the root itself is a ValueError then.
     """
 
-    def __init__(self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False, durable: bool = False) -> None:
+    def __init__(
+        self, root_fd: int, io: FileIO = POSIX, *, fresh: bool = False, durable: bool = False, guarded: bool = False
+    ) -> None:
         """Takes `root_fd` over. io: how contents are read and written; it stays the caller's. fresh: the root is new,
         so nothing is in it but what comes by this object. durable: a file's bytes are on disk before it gets its name;
-        see `settle` for the name itself."""
+        see `settle` for the name itself. guarded: it is somebody's own folder that others write into: what is moved
+        out of it is left at once, and a folder that is not to be written to stays so."""
         self._io = io
         self._durable = durable
         self.fresh = fresh
         self._nameless = Nameless()
-        self._dirs = DirCache(root_fd)
+        self._dirs = DirCache(root_fd, limit=0, adapt=False) if guarded else DirCache(root_fd)
         self._claimed: set[RelPath] = set()
         self._claiming = threading.Lock()
 
@@ -198,11 +200,13 @@ class Destination:
         finally:
             os.close(fd)
 
-    def partial(self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool) -> Partial:
+    def partial(
+        self, path: RelPath, *, size: int, version: bytes, mtime_ns: int, sparse: bool, slot: int = 0
+    ) -> Partial:
         """The file in flight for `path`: see Partial.open. It outlives this object's descriptors."""
         with self.parent(path) as fd:
             found = Partial.open(
-                fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse, io=self._io
+                fd, path.name, size=size, version=version, mtime_ns=mtime_ns, sparse=sparse, io=self._io, slot=slot
             )
             found.durable = self._durable
             return found
@@ -224,6 +228,7 @@ class Destination:
         mtime_ns: int,
         replace: bool,
         sparse: bool = False,
+        slot: int = 0,
     ) -> None:
         """Writes a small file in one go: see partial.write_whole."""
         with self.parent(path) as fd:
@@ -235,6 +240,7 @@ class Destination:
                 sparse=sparse,
                 durable=self._durable,
                 io=self._io,
+                slot=slot,
             )
 
     def small_files(self) -> SmallWriter:
@@ -320,23 +326,9 @@ class Destination:
         A name is given out once: two files of one transfer never get the same.
         """
         with self._claiming:
-            found = self._free_name(path)
+            found = first_free(path, lambda name: self.lstat(name) is not None or name in self._claimed)
             self._claimed.add(found)
             return found
-
-    def _free_name(self, path: RelPath) -> RelPath:
-        if self.lstat(path) is None and path not in self._claimed:
-            return path
-        dot = path.name.rfind(b".")
-        if dot <= 0 or len(path.name) - dot > _MAX_EXTENSION:
-            dot = len(path.name)
-        stem, extension = path.name[:dot], path.name[dot:]
-        for number in range(1, _MAX_COPIES + 1):
-            ending = b" (%d)" % number + extension
-            candidate = path.parent / (cut(stem, MAX_NAME - len(ending)) + ending)
-            if self.lstat(candidate) is None and candidate not in self._claimed:
-                return candidate
-        raise DestinationExistsError(f"there are already {_MAX_COPIES} copies of {label(path)}")
 
 
 def _link_at(fd: int, name: bytes) -> bytes | None:

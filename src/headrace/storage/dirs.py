@@ -34,9 +34,13 @@ class _Dir:
 
 
 class DirCache:
-    """Thread-safe; keeps at most `limit` folders open beyond those in use. Takes the root's descriptor over."""
+    """Thread-safe; keeps at most `limit` folders open beyond those in use. Takes the root's descriptor over.
 
-    def __init__(self, root_fd: int, limit: int = MAX_HELD) -> None:
+    adapt: a folder of ours that its owner cannot write to is given the permissions for that.
+    """
+
+    def __init__(self, root_fd: int, limit: int = MAX_HELD, *, adapt: bool = True) -> None:
+        self._adapt = adapt
         self._root_fd = root_fd
         self._limit = limit
         self._held: OrderedDict[tuple[bytes, ...], _Dir] = OrderedDict()
@@ -79,8 +83,8 @@ class DirCache:
                 held.users += 1
         if held is None:
             with self.open(path.parent, make=make) as above:
-                held = self._keep(path, _Dir(_open_dir(above, path, make)))
-        if make and not held.writable:
+                held = self._keep(path, _Dir(_open_dir(above, path, make, self._adapt)))
+        if make and self._adapt and not held.writable:
             try:
                 _make_writable(held.fd, path)
             except BaseException:
@@ -121,7 +125,7 @@ class DirCache:
             os.close(held.fd)
 
 
-def _open_dir(above: int, path: RelPath, make: bool) -> int:
+def _open_dir(above: int, path: RelPath, make: bool, adapt: bool) -> int:
     try:
         return os.open(path.name, _FLAGS, dir_fd=above)
     except FileNotFoundError:
@@ -130,7 +134,7 @@ def _open_dir(above: int, path: RelPath, make: bool) -> int:
     except OSError as why:
         raise_in_the_way(why, path)
         with local_errors("open the folder", path):
-            if make and isinstance(why, PermissionError) and _let_in(above, path.name):
+            if make and adapt and isinstance(why, PermissionError) and _let_in(above, path.name):
                 return os.open(path.name, _FLAGS, dir_fd=above)
             raise
     with local_errors("make the folder", path):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from headrace.protocol.messages import CHUNK_SIZE
 from headrace.storage.platform import Fallbacks
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class LazyIndex:
                 path, st, chunks = self._waiting.popleft()
             try:
                 index.add(path, st, chunks(), whole=True)
+                if st.st_size > CHUNK_SIZE:  # it is found later, by a share that runs for days
+                    self._knows_files = True
             except ValueError as why:  # a file that is none of ours by now
                 if FALLBACKS.add("refused"):
                     log.info("the chunk index does not take a file: %s", why)

@@ -37,6 +37,13 @@ class IndexedFile(msgspec.Struct, frozen=True):
     facts: Facts
     whole: bool
 
+    def is_still(self) -> bool:
+        """Whether the file there is the one that was indexed, by all that its times say."""
+        try:
+            return Facts.of(os.stat(self.path, follow_symlinks=False)) == self.facts
+        except (OSError, ValueError):
+            return False
+
 
 class Place(msgspec.Struct, frozen=True):
     """Where a chunk lay when it was last seen: `length` bytes at `offset` of `file`, with this hash."""

@@ -20,11 +20,14 @@ def cut(name: bytes, length: int) -> bytes:
     return name if len(name) <= length else name[:length].decode("utf-8", "ignore").encode()
 
 
-def part_names(name: bytes) -> tuple[bytes, bytes]:
-    """The names of the part file and the journal for `name`. Long names are shortened; the same name gives the same."""
-    stem = name
-    if len(name) > _MAX_STEM:
-        digest = hashlib.blake2b(name, digest_size=_DIGEST).hexdigest().encode()
+def part_names(name: bytes, slot: int = 0) -> tuple[bytes, bytes]:
+    """The names of the part file and the journal for `name`. Long names are shortened; the same name gives the same.
+
+    slot: another one for each of several writers.
+    """
+    stem = name + b"~w%d" % slot if slot else name
+    if len(stem) > _MAX_STEM:
+        digest = hashlib.blake2b(stem, digest_size=_DIGEST).hexdigest().encode()
         stem = cut(name, _KEPT) + b"~" + digest
     return b"." + stem + PART, b"." + stem + JOURNAL
 

@@ -26,7 +26,7 @@ from headrace.storage.oserrors import label, local_errors
 from headrace.storage.posix import POSIX
 from headrace.storage.rawio import pread_all, stamp, write_sparse, write_zeros, zero_runs
 
-__all__ = ["Partial", "forget_leftover", "is_inflight_name", "part_names", "write_whole"]
+__all__ = ["BusyError", "Partial", "forget_leftover", "is_inflight_name", "part_names", "write_whole"]
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,6 +36,10 @@ _STEP: Final = 4 * CHUNK_SIZE
 _DIG: Final = 256 * 1024  # bytes looked at for zeros, or hashed again, at once
 _ATTEMPTS: Final = 5  # at opening a part file that others keep renaming away
 _IN_THE_WAY: Final = frozenset({errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
+
+
+class BusyError(LocalFileError):
+    """Another writer has the file in flight."""
 
 
 class Partial:
@@ -51,7 +55,15 @@ class Partial:
     """
 
     def __init__(
-        self, parent_fd: int, name: bytes, fd: int, journal: Journal, header: Header, sparse: bool, io: FileIO
+        self,
+        parent_fd: int,
+        name: bytes,
+        fd: int,
+        journal: Journal,
+        header: Header,
+        sparse: bool,
+        io: FileIO,
+        slot: int = 0,
     ) -> None:
         self.size = header.size
         self.verified: set[int] = set()
@@ -59,7 +71,7 @@ class Partial:
         self._count = chunk_count(header.size)
         self._parent_fd = parent_fd
         self._name = name
-        self._part, self._journal_name = part_names(name)
+        self._part, self._journal_name = part_names(name, slot)
         self._fd = fd
         self._journal = journal
         self._sparse = sparse
@@ -85,18 +97,20 @@ class Partial:
         sparse: bool,
         boot_id: bytes | None = None,
         io: FileIO = POSIX,
+        slot: int = 0,
     ) -> Self:
         """Opens what an earlier run left of `name` in the folder `parent_fd`, or starts anew; checks for space.
 
         size: bytes; version and mtime_ns: the source's. boot_id: for tests; otherwise the machine's own. `parent_fd`
-        stays the caller's. Raises LocalDiskError: no space (what is there stays for the next try). LocalFileError:
-        another headrace is writing the same file, or something that is no regular file lies at the part file's name.
+        stays the caller's. slot: each of several writers to one name has its own. Raises LocalDiskError: no space (what
+        is there stays for the next try). BusyError: another headrace is writing the same file. LocalFileError:
+        something that is no regular file lies at the part file's name.
         """
         if len(version) > VERSION_SIZE:
             raise ValueError("a version token too long")
         boot = boot_mark(current_boot_id() if boot_id is None else boot_id)
         header = Header(size, version, mtime_ns, boot)
-        part, journal_name = part_names(name)
+        part, journal_name = part_names(name, slot)
         with contextlib.ExitStack() as undo, local_errors("write", name):
             parent = os.dup(parent_fd)
             undo.callback(os.close, parent)
@@ -105,7 +119,7 @@ class Partial:
             with _about_one_file():
                 journal = Journal.open(parent, journal_name)
             undo.callback(journal.close)
-            partial = cls(parent, name, fd, journal, header, sparse, io)
+            partial = cls(parent, name, fd, journal, header, sparse, io, slot)
             partial._resume(header)
             partial._check_space()
             undo.pop_all()
@@ -221,6 +235,12 @@ class Partial:
         self.close()
         return st
 
+    def sync(self) -> None:
+        """With `durable`: what is written so far is on disk when this returns; `finish` has less to wait for then."""
+        if self.durable:
+            with local_errors("write", self._name):
+                os.fsync(self._fd)
+
     def close(self) -> None:
         """Closes; the part file and the journal stay for the next run."""
         if self._fd < 0:
@@ -333,17 +353,18 @@ def write_whole(
     sparse: bool = False,
     durable: bool = False,
     io: FileIO = POSIX,
+    slot: int = 0,
 ) -> None:
     """Writes a small file at once: part file, permissions and time, rename. As few system calls as that takes, so no
     journal and no reserved space. What is left of a part file is removed on failure. durable: its bytes are on disk
     before it gets its name.
 
-    Raises LocalDiskError, LocalFileError where it is about this file alone; DestinationExistsError when the name is
-    taken and not `replace`, or is a folder's.
+    Raises LocalDiskError, LocalFileError where it is about this file alone (BusyError: another headrace is writing it,
+    in the same `slot`); DestinationExistsError when the name is taken and not `replace`, or is a folder's.
     """
-    part = part_names(name)[0]
+    part = part_names(name, slot)[0]
     with local_errors("write", name):
-        fd = _create_locked(parent_fd, part, name)
+        fd = _create_locked(parent_fd, part, name, slot)
         try:
             if sparse:
                 os.ftruncate(fd, len(data))
@@ -382,14 +403,14 @@ def _open_locked(parent_fd: int, part: bytes, name: bytes) -> int:
     raise _busy(name)
 
 
-def _create_locked(parent_fd: int, part: bytes, name: bytes) -> int:
+def _create_locked(parent_fd: int, part: bytes, name: bytes, slot: int) -> int:
     """A new part file, locked; what an earlier run left is removed. Without the lock a second process could take ours
     for left over and put its own, unfinished one under the name that we are about to rename."""
     for _ in range(_ATTEMPTS):
         try:
             fd = os.open(part, _NEW_FLAGS, 0o600, dir_fd=parent_fd)
         except FileExistsError:
-            forget_leftover(parent_fd, name)
+            forget_leftover(parent_fd, name, slot)
             continue
         try:
             _lock(fd, name)
@@ -430,19 +451,19 @@ def _about_one_file() -> Iterator[None]:
         raise LocalFileError(why.message, hint=why.hint) from why
 
 
-def _busy(name: bytes) -> LocalFileError:
-    return LocalFileError(
+def _busy(name: bytes) -> BusyError:
+    return BusyError(
         f"another headrace is writing {label(name)}",
         hint="Wait until it is done or stop it, then run the same command again.",
     )
 
 
-def forget_leftover(parent_fd: int, name: bytes) -> None:
+def forget_leftover(parent_fd: int, name: bytes, slot: int = 0) -> None:
     """Removes the part file and the journal that an earlier run left of `name`, if any.
 
     Raises LocalFileError when another headrace is writing them, or what is there is no regular file.
     """
-    part, journal = part_names(name)
+    part, journal = part_names(name, slot)
     try:
         os.stat(part, dir_fd=parent_fd, follow_symlinks=False)
     except FileNotFoundError:

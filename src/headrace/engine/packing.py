@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from headrace.engine.compress import Compressors, FileCompressor, is_compressed_format
 from headrace.engine.link_rate import LinkRate
 from headrace.errors import ProtocolError
-from headrace.protocol.messages import CHUNK_SIZE, HOST_DECIDES, MAX_LEVEL, MAX_PART, NOT_PACKED, READ_SIZE, GetBatch
+from headrace.protocol.messages import CHUNK_SIZE, HOST_DECIDES, MAX_LEVEL, MAX_PART, NOT_PACKED, READ_SIZE
 from headrace.transport.framed import MessageStream
 
 LONG: Final = 0.005  # seconds of round trip, from which on it says something about a stream that has sent nothing yet
@@ -19,7 +19,7 @@ SLOW_START: Final = 8  # round trips in which TCP and QUIC send their first chun
 
 
 class Packing:
-    """Of one stream, for the answers to requests that ask for compression."""
+    """Of one stream: of the answers of a host to requests that ask for compression, or of what a client puts."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Packing:
         *,
         near: bool = False,
     ) -> None:
-        """near: the client is on this machine, or a tunnel ends here."""
+        """near: the other side is on this machine, or a tunnel ends here."""
         self._near = near
         self._compressors = compressors
         self._stream = stream
@@ -57,9 +57,9 @@ class Packing:
             self._file = FileCompressor(self._compressors, compressed=is_compressed_format(path))
         return self._file
 
-    def of_batch(self, request: GetBatch) -> FileCompressor:
-        """For the parts of that batch."""
-        return self._formats if all(is_compressed_format(path) for path, _ in request.items) else self._batches
+    def of_batch(self, paths: Iterable[bytes]) -> FileCompressor:
+        """For the parts of a batch of those files."""
+        return self._formats if all(map(is_compressed_format, paths)) else self._batches
 
     @property
     def part(self) -> int:

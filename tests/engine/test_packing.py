@@ -9,13 +9,14 @@ from typing import Final
 
 import pytest
 import zstandard
+from tests.host.test_requests import BULK, CONTENT, Conversation
 from tests.transport.memory import memory_pair
 
 from headrace.engine.buffers import BufferPool
 from headrace.engine.compress import Compressors
+from headrace.engine.packing import LONG, Packing
 from headrace.engine.unpack import decompress_into
 from headrace.errors import ProtocolError, SourceChangedError
-from headrace.host.packing import LONG, Packing
 from headrace.host.requests import RequestHandler
 from headrace.protocol.messages import (
     CHUNK_SIZE,
@@ -36,8 +37,6 @@ from headrace.storage.source import SourceFile
 from headrace.storage.tree import SharedTree
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit, pace
-
-from .test_requests import BULK, CONTENT, Conversation
 
 PACKS: Final = dataclasses.replace(BULK, features=BULK.features | {BATCH, ZSTD})
 TEXT: Final = b"".join(b"%d green bottles hanging on the wall\n" % number for number in range(120_000))[:CHUNK_SIZE]
