@@ -11,12 +11,12 @@ from typing import Any, Final
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.client.scripted_link import PATH, ScriptedLink
+from tests.client.scripted_link import PATH, VERSION, ScriptedLink
 
 from headrace.client.blocks import BlockFile, BlockReader
 from headrace.engine.readahead import BLOCK, FRAGMENT
-from headrace.errors import HostAwayError, IntegrityError, SourceChangedError
-from headrace.protocol.messages import KIB, MIB, READ_SIZE, GetChunk, Read
+from headrace.errors import HostAwayError, IntegrityError, NotFoundError, SourceChangedError
+from headrace.protocol.messages import KIB, MIB, READ_SIZE, Entry, GetChunk, Read
 
 SIZE: Final = 3 * MIB + 4321
 NOISE: Final = random.Random(8).randbytes(SIZE)
@@ -149,6 +149,20 @@ def test_a_file_that_changed_is_never_half_old_half_new(phase: int) -> None:
     assert len(link.asked) == asked + 1  # the host is asked once
     with pytest.raises(SourceChangedError):
         old.read(MIB - 100, MIB, soon())
+
+
+@pytest.mark.parametrize("claimed", [SIZE + 1, 10 * SIZE, 1 << 62])
+def test_a_size_that_lies_costs_what_is_not_there(claimed: int) -> None:
+    reader = reader_of(ScriptedLink(NOISE), ram=MIB)
+    file = reader.open(PATH, Entry(PATH.name, "f", size=claimed, version=VERSION))
+    for at in range(0, 2 * MIB, READ_SIZE):
+        assert file.read(at, READ_SIZE, soon()) == NOISE[at : at + READ_SIZE]
+    for at in (SIZE - 10, claimed - 1):
+        with pytest.raises(NotFoundError):
+            file.read(at, 4096, soon())
+    assert reader.figures().ram.high_water <= MIB
+    file.close()
+    reader.close()
 
 
 def test_bytes_that_do_not_match_are_asked_for_once_more() -> None:
