@@ -188,7 +188,10 @@ class BlockReader:
         """Gives the span to the disk's cache, which writes it a moment later; it stays in memory until then."""
         view = span.view
         assert view is not None
-        if self.ram.pin(span) and not disk.put(span.offset, view, digest, lambda: self.ram.unpin(span)):
+        if not self.ram.pin(span):
+            if self._disk:
+                self._disk.press()
+        elif not disk.put(span.offset, view, digest, lambda: self.ram.unpin(span)):
             self.ram.unpin(span)
 
     # ---- the plain way ---------------------------------------------------------------------------------------------

@@ -32,9 +32,12 @@ UNIT: Final = 16 * KIB  # bytes; ranges are found by the number of the unit
 REGION: Final = 128 * MIB  # bytes of a file whose ranges are looked up at once
 PAUSE: Final = 60.0  # seconds without writing after the disk took no more
 PATIENCE: Final = 10.0  # seconds that `close` waits for the disk
-GATHER: Final = 0.25  # seconds that the writer waits for more before it writes: a transaction costs as much as 30 blobs
+GATHER: Final = 0.25  # seconds without anything new after which the writer begins
+PATIENT: Final = 2.0  # seconds after which it begins in any case, or
+MANY: Final = QUEUE // 2  # as soon as so many bytes wait
 BATCH: Final = 8 * MIB  # bytes that are written in one go
-REST: Final = 3.0  # times as long as it wrote the writer rests then: readers go first, and want the same cores
+REST: Final = 3.0  # times as long as it wrote the writer rests then, where this process is busy:
+BUSY: Final = 0.7  # seconds of CPU in a second. Readers go first, and want the same cores and the same interpreter
 STALE: Final = 600.0  # seconds after which a file that nobody knows was left behind
 
 Failure = (OSError, sqlite3.Error, NotOursError, InUseError)
@@ -73,14 +76,22 @@ class BlockCache:
     """
 
     def __init__(
-        self, folder: Path, limit: int = DEFAULT_LIMIT, *, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
     ) -> None:
-        """folder: made where it is missing. limit: bytes of blocks and values on disk."""
+        """folder: made where it is missing. limit: bytes of blocks and values on disk. cpu: seconds that this process
+        has spent."""
         self.folder = folder
         self.limit = limit
         self._clock = clock
+        self._cpu = cpu
         self._reading = threading.Lock()  # the reading connection, and `_disk` itself
         lock = threading.Lock()
+        self._pressed = False  # memory for what waits is used up
         self._changed = threading.Condition(lock)  # what waits to be written
         self._hurry = threading.Condition(lock)  # somebody waits for the writer, who pauses
         self._asleep = False  # the writer waits for something to do
@@ -142,6 +153,13 @@ class BlockCache:
         """A snapshot."""
         size = self._ask(lambda disk: disk.size()) or 0
         return DiskFigures(self.limit, size, self._hits, self._written, self._skipped, self._damaged, self._failures)
+
+    def press(self) -> None:
+        """There is no memory for what waits to be written: the writer begins now, however much it has gathered."""
+        with self._changed:
+            if self._jobs and not self._busy:
+                self._pressed = True
+                self._hurry.notify_all()
 
     def flush(self, seconds: float = 10.0) -> bool:
         """Whether all that was given so far was written, or dropped, within so many seconds."""
@@ -295,18 +313,18 @@ class BlockCache:
 
     def _write(self) -> None:
         self._guarded(lambda disk: disk.sweep(time.time() - STALE))
-        wrote = 0.0
+        rest, measured = 0.0, (self._clock(), self._cpu())
         while True:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._pause(wrote * REST)
+                self._pause(rest)
                 while not (self._jobs or self._meta or self._closed):
                     self._asleep = True
                     self._changed.wait()
                 if not (self._jobs or self._meta or self._used):
                     return
-                self._pause(GATHER)
+                self._gather()
                 self._busy = True
                 began = self._clock()
                 jobs = self._next_batch()
@@ -323,12 +341,26 @@ class BlockCache:
                     if self._meta.get(key) is value:
                         del self._meta[key]
                         self._queued -= len(value)
-            wrote = self._clock() - began
+            now, before = (self._clock(), self._cpu()), measured
+            measured = now
+            busy = now[1] - before[1] >= BUSY * (now[0] - before[0])
+            rest = REST * (now[0] - began) if busy else 0.0
+
+    def _gather(self) -> None:
+        """With the lock held: until nothing new comes, or there is enough."""
+        until = self._clock() + PATIENT
+        known = -1
+        while known != len(self._jobs) and self._queued < MANY and not self._pressed and self._clock() < until:
+            known = len(self._jobs)
+            self._pause(GATHER)
+            if self._closed or self._hurried:
+                break
+        self._pressed = False
 
     def _pause(self, seconds: float) -> None:
         """With the lock held, which others have meanwhile. Who closes or flushes ends it."""
         if seconds > 0:
-            self._hurry.wait_for(lambda: self._closed or self._hurried, seconds)
+            self._hurry.wait_for(lambda: self._closed or self._hurried or self._pressed, seconds)
 
     def _next_batch(self) -> list[_Job]:
         """With the lock held: what is written next, the oldest first."""
