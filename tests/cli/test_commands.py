@@ -346,9 +346,10 @@ def test_protocol_7(sharing, home, tmp_path):
 def test_a_file_that_fails_is_named_and_the_rest_arrives(sharing, home, tmp_path):
     (tmp_path / "dest").mkdir()
     (tmp_path / "dest" / "a.mov").write_text("something else")
-    plain = run("get", sharing.target + "/day1", tmp_path / "dest", home=home)
+    plain = run("get", "-q", sharing.target + "/day1", tmp_path / "dest", home=home)
 
     assert plain.returncode == 10
+    # -q: on a busy machine there may be a line on how it is connected.
     first, last = plain.stderr.decode().splitlines()
     assert first.startswith("headrace: a.mov") or "a.mov" in first
     assert "1 file failed" in last

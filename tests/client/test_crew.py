@@ -65,3 +65,22 @@ def test_answers_end_an_outage_as_bytes_do() -> None:
     lane.answers += 1
     crew._look()
     assert not outage.lasts
+
+
+@pytest.mark.parametrize(("only_small", "lanes"), [(True, 1), (False, 2)])
+def test_one_lane_for_small_files_where_both_ends_share_few_cores(only_small: bool, lanes: int) -> None:
+    halt = threading.Event()
+    crew = Crew(
+        cast("Any", SimpleNamespace(transport="tcp")),
+        cast("Any", SimpleNamespace(progress=Progress(), queue=SimpleNamespace(over=False, only_small=only_small))),
+        cast("Any", None),
+        Outage(lambda event: None, halt, limit=0),
+        StreamPool(),
+        TransportChoice("tcp", None),
+        cramped=True,
+        halt=halt,
+    )
+    hired: list[str] = []
+    crew._hire = lambda transport, **how: hired.append(transport)  # type: ignore[method-assign]
+    crew._adjust()
+    assert hired == ["tcp"] * lanes

@@ -165,6 +165,15 @@ def test_a_busy_worker_gets_only_what_it_has_room_for() -> None:
     assert taken(queue.take(idle=True, room=0)) == ("a", 1), "an idle one gets any size"
 
 
+def test_it_says_whether_only_small_files_were_taken() -> None:
+    queue = make()
+    queue.put(job("a", 10), job("b"))
+    queue.take(idle=True, room=MANY, groups=True)
+    assert queue.only_small
+    queue.take(idle=True, room=MANY, groups=True)
+    assert not queue.only_small
+
+
 def test_exclusive_work_is_for_idle_workers_only() -> None:
     queue = make(lambda job: [Exclusive(job)] if job.compare else one_task(job))
     compared = job("a")

@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 
 from headrace._version import __version__
 from headrace.cli import output, signals
+from headrace.cli.main import leave
 from headrace.cli.options import Common
 from headrace.errors import HeadraceError, UsageError, printable
 from headrace.observe import logs
@@ -145,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     if common.leave_at_once:
-        _leave(code)
+        leave(code)  # without waiting for threads that sit in a system call
     return code
 
 
@@ -216,11 +217,3 @@ def _usage(why: click.ClickException) -> int:
     end = "" if message.endswith("?") else "."
     output.say(f"{message[:1].lower()}{message[1:].rstrip('.')}{end} See {where} --help.", {"code": UsageError.code})
     return why.exit_code
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process without waiting for threads that sit in a system call."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)

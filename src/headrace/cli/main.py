@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import os
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from headrace._version import __version__
 
@@ -24,3 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from headrace.cli.app import run
 
     return run(given)
+
+
+def program() -> NoReturn:
+    """`main`, and then the end of the process without freeing its memory object by object, which takes as long as a
+    fifth of what was imported."""
+    code = main()
+    if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once: what was written is flushed, and no thread is waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -22,8 +24,11 @@ from headrace.protocol.messages import CHUNK_SIZE, PHASE_BULK
 from headrace.protocol.paths import ROOT, RelPath, text_fields
 from headrace.storage.fileio import FileIO
 from headrace.storage.posix import POSIX
+from headrace.transport.tcp import TcpStream
 
 SMALL_TRANSFER: Final = 4 * CHUNK_SIZE  # a file up to this size is not worth a second connection
+CORES: Final = os.cpu_count() or 1
+FEW_CORES: Final = 2
 QUIC_CEILING: Final = 60e6  # bytes a second; where TCP is faster than this, QUIC cannot win from Python
 
 Event = dict[str, Any]
@@ -103,6 +108,7 @@ class Running:
             self._choice,
             alone=alone,
             eager=self._single and not self._session.clear and self._options.connections is None,
+            cramped=self._cramped(),
             halt=self._stopped,
             tell=self._on_event,
         )
@@ -122,6 +128,15 @@ class Running:
             raise
         finally:
             self._lanes = crew.most
+
+    def _cramped(self) -> bool:
+        """Whether this is a tree of a host on the same machine, and the machine is a small one."""
+        if self._single or self._options.connections or CORES > FEW_CORES:
+            return False
+        stream = self._session.control.messages.stream
+        with contextlib.suppress(OSError):  # it broke; whoever uses it finds that out
+            return isinstance(stream, TcpStream) and stream.near
+        return False
 
     def _alone(self) -> bool:
         """Whether the control lane does it all: the baseline has one stream, and one small file is worth no second."""

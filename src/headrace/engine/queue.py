@@ -136,6 +136,7 @@ class WorkQueue[W: Sized]:
         self._unfinished = 0
         self._closed = False
         self._cancelled = False
+        self.only_small = True  # as far as it was taken: nothing but files that come in batches
         # Always told to all who wait: one alone might be the planner, and of a job's pieces every worker can have one.
         self._changed = threading.Condition()
 
@@ -219,6 +220,7 @@ class WorkQueue[W: Sized]:
                         if groups and self._jobs[0].small:
                             return self._group(idle=idle, room=room)
                         job = self._jobs.popleft()
+                        self.only_small = False
                         if len(self._jobs) == MAX_WAITING - 1:
                             self._changed.notify_all()
                         break

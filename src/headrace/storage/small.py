@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from headrace import config
 from headrace.errors import DestinationExistsError, HeadraceError, LocalFileError, NotFoundError, SourceChangedError
+from headrace.protocol.messages import KIB
 from headrace.protocol.paths import MAX_NAME, MAX_PATH, RelPath, check_name
 from headrace.storage.fileio import FileIO
 from headrace.storage.inflight import is_inflight_name, part_names
@@ -28,6 +29,8 @@ from headrace.storage.tree import SharedTree, version_of
 log = logging.getLogger("headrace.storage")
 
 _DOT: Final = ord(".")
+_FIRST_READ: Final = 32 * KIB  # bytes; who wants a file that does not fit reads little of it in vain
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ESPIPE})  # what reading a folder or a FIFO at a position says
 _NO_FOLDER: Final = b"/"  # no path begins like that
 _NAMELESS: Final = getattr(os, "O_TMPFILE", 0) | os.O_WRONLY | os.O_CLOEXEC
 # What opening or linking a file without a name says where that cannot be done at all (old kernels, network and FUSE
@@ -63,8 +66,7 @@ class SmallReader:
         if folder != self._folder or len(raw) > MAX_PATH:
             self._enter(raw, folder)
         if not raw or self._fd < 0:  # the root of a share may be a file
-            fd, st = self._tree.open_file(RelPath.parse(raw))
-            return self._read_open(fd, st, raw, version, room)
+            return self._read_open(self._tree.open_file(RelPath.parse(raw))[0], raw, version, room)
         if not _is_plain(name):
             check_name(name)
             if is_inflight_name(name):
@@ -74,7 +76,7 @@ class SmallReader:
         except OSError:
             with host_errors(RelPath.parse(raw)):
                 raise
-        return self._read_open(fd, None, raw, version, room)
+        return self._read_open(fd, raw, version, room)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -100,43 +102,48 @@ class SmallReader:
             self._fd = -1
         self._folder = folder
 
-    def _read_open(
-        self, fd: int, st: os.stat_result | None, raw: bytes, version: bytes, room: memoryview
-    ) -> int | None:
-        """Takes `fd` over."""
+    def _read_open(self, fd: int, raw: bytes, version: bytes, room: memoryview) -> int | None:
+        """Takes `fd` over.
+
+        Its facts are looked at once, afterwards: where they are those of `version` then, they were so all the while.
+        """
         try:
-            before = st or os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
+            piece = room[:_FIRST_READ]
+            done = self._read_once(fd, piece)
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
                 raise NotFoundError(f"{label(raw)} is not a file")
-            if version_of(before) != version:
-                raise SourceChangedError(f"{label(raw)} is not the version that was listed any more")
-            size = before.st_size
+            if version_of(st) != version:
+                raise SourceChangedError(f"{label(raw)} is not the version that was listed, or changed meanwhile")
+            size = st.st_size
             if size > len(room):
                 return None
-            if size and self._read(fd, room[:size], 0) < size:
-                raise _changed(raw)
-            after = os.fstat(fd)
-            if (
-                after.st_ctime_ns != before.st_ctime_ns
-                or after.st_mtime_ns != before.st_mtime_ns
-                or after.st_size != size
-            ):
-                raise _changed(raw)
+            if done != size:
+                self._read_rest(fd, room[:size], done, raw, version)
             return size
-        except OSError:
+        except OSError as why:
+            if why.errno in _NO_FILE:
+                raise NotFoundError(f"{label(raw)} is not a file") from why
             with host_errors(RelPath.parse(raw)):
                 raise
         finally:
             os.close(fd)
 
+    def _read_once(self, fd: int, room: memoryview) -> int:
+        """What one system call gives. Backends are for more than that."""
+        return os.preadv(fd, [room], 0) if room else 0
+
+    def _read_rest(self, fd: int, room: memoryview, done: int, raw: bytes, version: bytes) -> None:
+        """A file that is larger than most, or a file system that gives less than it was asked for."""
+        if done > len(room) or self._read(fd, room[done:], done) < len(room) - done:
+            raise SourceChangedError(f"{label(raw)} changed while it was being read")
+        if version_of(os.fstat(fd)) != version:
+            raise SourceChangedError(f"{label(raw)} changed while it was being read")
+
 
 def _is_plain(name: bytes) -> bool:
     """Whether `name`, in which there is no `/`, is surely the name of a file that may be asked for: most are."""
     return 0 < len(name) <= MAX_NAME and name[0] != _DOT and b"\0" not in name
-
-
-def _changed(raw: bytes) -> SourceChangedError:
-    return SourceChangedError(f"{label(raw)} changed while it was being read")
 
 
 class WriteWhole(Protocol):

@@ -152,5 +152,5 @@ class SourceCache:
 
 
 def _facts(st: os.stat_result) -> tuple[int, ...]:
-    """What version_of hashes; comparing these is cheaper than hashing after every read."""
+    """What version_of tells apart."""
     return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
