@@ -22,8 +22,7 @@ def share_samples(share: Share) -> Iterator[Sample]:
     yield Sample("cache_lookups", share.hashes.misses, ("host-hashes", "miss"))
     for reason, count in udp.FALLBACKS.copy().items():
         yield Sample("quic_fallbacks", count, (reason,))
-    if share.incoming:
-        yield Sample("written_bytes", share.incoming.received.total)
+    yield Sample("written_bytes", share.incoming.received.total if share.incoming else 0)
     yield from stage_samples(share.registry.spent())
     yield from buffer_samples(share.buffers)
     yield from backend_samples(share.tree.io.name)
