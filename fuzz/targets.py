@@ -90,7 +90,7 @@ def _frames_of(data: bytes, piece: int) -> list[tuple[object, int]]:
                 head = decoder.next_head()
                 if head is None:
                     break
-                found.append((head.message, head.payload_length))
+                found.append((head.message and encode(head.message), head.payload_length))  # NaN is not itself
             assert decoder.buffered <= SESSION_LIMITS.header + 8 + piece
     except (FrameTooLargeError, MalformedMessageError) as why:
         found.append((type(why), 0))
@@ -104,7 +104,7 @@ def messages(data: bytes) -> None:
     except MalformedMessageError:
         return
     if message is not None:
-        assert decode(encode(message)) == message
+        assert encode(decode(encode(message)) or message) == encode(message)
         for field in msgspec.structs.asdict(message).values():
             for entry in field if isinstance(field, list) else [field]:
                 if isinstance(entry, Entry):

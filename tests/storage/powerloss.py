@@ -134,12 +134,16 @@ def _inode(st: os.stat_result) -> Inode:
 
 @contextlib.contextmanager
 def forgetful(disk: ForgetfulDisk) -> Iterator[None]:
-    """The destination of every get in this process is on `disk`."""
-    fsync, link, rename = os.fsync, os.link, partial._rename
+    """The destination of every get in this process is on `disk`, and so is every share that is opened meanwhile."""
+    fsync, fdatasync, link, rename = os.fsync, os.fdatasync, os.link, partial._rename
 
     def recorded_fsync(fd: int) -> None:
         disk.flushed(fd)
         fsync(fd)
+
+    def recorded_fdatasync(fd: int) -> None:
+        disk.flushed(fd)
+        fdatasync(fd)
 
     def recorded_link(source: Any, name: Any, **more: Any) -> None:
         link(source, name, **more)
@@ -154,10 +158,12 @@ def forgetful(disk: ForgetfulDisk) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", recorded_fsync)
+        patch.setattr(os, "fdatasync", recorded_fdatasync)
         patch.setattr(os, "link", recorded_link)
         patch.setattr(partial, "_rename", recorded_rename)
         for module in (destination, small):
             patch.setattr(module, "sync_filesystem", recorded_sync, raising=False)
         make: Callable[..., RecordingIO] = lambda choice: RecordingIO(disk)  # noqa: E731
         patch.setattr("headrace.client.get.platform_io", make)
+        patch.setattr("headrace.host.server.platform_io", make)
         yield
