@@ -132,8 +132,8 @@ def test_a_get_with_few_descriptors(place: Path, tmp_path: Path, most: int) -> N
     with Host(place / "tree", home=tmp_path / "host") as host:
         first = run_get(host.address, dest, home=home, fault=few_descriptors(most)).check_clean()
         if first.exit_code:
-            first.check_failed(8, 1)
-            assert "too many open files" in first.stderr
+            first.check_failed(8, 6, 1)  # 6: a further connection could not be had; 1: a library could not be loaded
+            assert "too many open files" in first.stderr.lower()
         if dest.exists():
             whole_files(dest, place / "tree")
         run_get(host.address, dest, home=home).check_ok()
@@ -145,7 +145,9 @@ def test_a_share_with_few_descriptors(place: Path, tmp_path: Path) -> None:
     """It turns away what it cannot serve, says so, and goes on when there is room again."""
     with Host(place / "tree", home=tmp_path / "host", fault=few_descriptors(64)) as host:
         crowd = [socket.create_connection(("127.0.0.1", host.port), timeout=5) for _ in range(100)]
-        host.wait_for("a word about it", lambda: "connections are open" in host.stderr)
+        # Which of the two comes first is up to the machine: too many that are not in yet, or too many in all.
+        words = ("said too little were ended", "connections are open")
+        host.wait_for("a word about it", lambda: any(word in host.stderr for word in words))
         for one in crowd:
             one.close()
         host.wait_for("room", lambda: _lets_in(host))
