@@ -135,7 +135,7 @@ def test_completions_of_options_and_commands(home):
 def test_an_unexpected_error_is_one_line_and_a_traceback_with_vv(home):
     code = (
         "import sys, headrace.cli.reach as reach; from headrace.cli.main import main\n"
-        "def broken(target, common): raise KeyError('surprise')\n"
+        "def broken(target, common, **how): raise KeyError('surprise')\n"
         "reach.connect = broken\n"
         f"sys.exit(main(['ls', *sys.argv[1:], '{CODE}@127.0.0.1:1']))"
     )
@@ -228,7 +228,7 @@ class HalfReadable:
 
 
 def test_ls_goes_on_after_a_folder_that_cannot_be_read(monkeypatch, capfdbinary):
-    monkeypatch.setattr("headrace.cli.reach.connect", lambda target, common: HalfReadable())
+    monkeypatch.setattr("headrace.cli.reach.connect", lambda target, common, **how: HalfReadable())
 
     exit_code = main(["ls", "-R", f"{CODE}@127.0.0.1"])
 

@@ -90,6 +90,15 @@ def test_a_short_rest_is_not_worth_a_trial() -> None:
     assert len(run(choice, each(tcp=5 * MB, quic=50 * MB), 30, size=60 * MB)) == 1
 
 
+def test_on_a_full_link_only_a_long_rest_is_worth_a_trial() -> None:
+    for seconds, tried in ((50, None), (100, "quic")):
+        choice = TransportChoice("tcp", "quic")
+        choice.observe(0.0, {"tcp": 1}, None, 2, full=True)
+        for now in (1.0, 2.0, 3.0):
+            choice.observe(now, {"tcp": int(now * 10 * MB)}, int(seconds * 10 * MB), 2, full=True)
+        assert choice.trying == tried
+
+
 def test_a_lane_without_work_near_the_end_is_not_taken_for_a_slow_one() -> None:
     def path(now: float, lanes: Mapping[str, int]) -> Mapping[str, float]:
         return each(tcp=5 * MB if now < SETTLE + 0.5 else 0, quic=4 * MB)(now, lanes)

@@ -27,7 +27,7 @@ from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
-from headrace.engine.worker import Worker
+from headrace.engine.worker import Room, Worker
 from headrace.errors import ConnectionLostError, HeadraceError, IntegrityError, ProtocolError, SourceChangedError
 from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk, GetManifest, ManifestPart
 from headrace.protocol.paths import RelPath
@@ -137,7 +137,7 @@ class Transfer:
 
     def start(self) -> Future[None]:
         self.fetcher.queue.close()
-        worker = Worker(self.fetcher, self.chunks.lane, self.progress.lane(), room=lambda: 1)
+        worker = Worker(self.fetcher, self.chunks.lane, self.progress.lane(), room=lambda: Room(CHUNK_SIZE))
 
         def run() -> None:
             with self.fetcher.carrying():

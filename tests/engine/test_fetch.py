@@ -23,7 +23,7 @@ from headrace.engine.lane import Lane
 from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job
-from headrace.engine.worker import MAX_REQUESTS, Worker
+from headrace.engine.worker import MAX_REQUESTS, Room, Worker
 from headrace.errors import (
     ConnectionLostError,
     HeadraceError,
@@ -33,7 +33,7 @@ from headrace.errors import (
     NotFoundError,
     StoppedError,
 )
-from headrace.protocol.messages import CHUNK_SIZE, Chunk, Entry, Error, GetChunk, GetManifest, ManifestPart
+from headrace.protocol.messages import CHUNK_SIZE, MIB, Chunk, Entry, Error, GetChunk, GetManifest, ManifestPart
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import hash_bytes
 from headrace.storage.destination import Destination
@@ -83,6 +83,7 @@ class Fetching:
             on_exist=OnExist.SKIP_SAME,
         )
         self.leaving = threading.Event()
+        self.room = Room(ROOM * CHUNK_SIZE)
         self._pool = pool
 
     def want(self, name: str, content: bytes) -> None:
@@ -96,7 +97,7 @@ class Fetching:
 
     def work(self, lane: Lane) -> Future[None]:
         """A worker on `lane`. The future has its ConnectionLostError, the fetcher what else ends it."""
-        worker = Worker(self.fetcher, lane, self.progress.lane(), room=lambda: ROOM, leaves=self.leaving.is_set)
+        worker = Worker(self.fetcher, lane, self.progress.lane(), room=lambda: self.room, leaves=self.leaving.is_set)
 
         def run() -> None:
             try:
@@ -182,6 +183,54 @@ def test_so_many_bytes_are_in_flight_and_no_more(fetching: Fetching) -> None:
         fetching.answer(fetching.asked(), content)
     work.result(PATIENCE)
     assert fetching.told.fetched_ == ["large"]
+
+
+def test_a_chunk_that_comes_in_pieces_counts_when_it_is_whole(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.room = Room(MIB, MIB)
+    fetching.want("large", NOISE)
+    work = fetching.start()
+    asked: list[tuple[int, int]] = []
+    for _ in range(9 + 1):
+        request = fetching.asked()
+        asked.append((request.offset // MIB, request.length))
+        if asked.count(asked[-1]) == 1 and asked[-1][0] == 2:
+            damaged = bytes(MIB)
+            fetching.host.say(Chunk(request.id, hash_bytes(b"another")), damaged)
+        else:
+            fetching.answer(request, NOISE)
+        verified = next(iter(fetching.fetcher._open_partials)).verified
+        assert (0 in verified) <= (len(asked) > 4)
+    work.result(PATIENCE)
+    assert asked == [(n, MIB) for n in (0, 1, 2, 2, 3, 4, 5, 6, 7)] + [(8, 99)]
+    assert (tmp_path / "large").read_bytes() == NOISE
+    assert fetching.fetcher.failure is None
+
+
+def test_pieces_of_a_broken_lane_come_over_another(fetching: Fetching, tmp_path: Path) -> None:
+    fetching.room = Room(3 * MIB, MIB)
+    fetching.want("large", NOISE)
+    work = fetching.start()
+    first = fetching.asked()
+    fetching.answer(first, NOISE)
+    until = time.monotonic() + PATIENCE
+    while fetching.progress.delivered() < MIB:
+        assert time.monotonic() < until
+    fetching.host.stream.cut()
+    with pytest.raises(ConnectionLostError):
+        work.result(PATIENCE)
+
+    another = fetching.host = ScriptedHost()
+    another.near.set_timeout(PATIENCE)
+    another.stream.set_timeout(PATIENCE)
+    fetching.room = Room(8 * CHUNK_SIZE)
+    work = fetching.work(another.lane)
+    came = 0
+    while came < len(NOISE) - MIB:
+        request = fetching.asked()
+        came += request.length
+        fetching.answer(request, NOISE)
+    work.result(PATIENCE)
+    assert (tmp_path / "large").read_bytes() == NOISE
 
 
 def test_a_damaged_chunk_is_asked_for_once_more(fetching: Fetching, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_an_answer_may_have_parts(host: ScriptedHost) -> None:
         ListPart(1, b"d", []),
         ListPart(1, b"", [], True),
     ]
+    assert lane.heard == 3
     lane.answered()
     assert lane.answer() == (Pong(2), 0)
 

@@ -193,10 +193,10 @@ def test_connections_are_as_many_as_help(use, expected):
     assert rows[-1].connections == expected
 
 
-def test_a_link_that_is_full_is_tried_with_fewer_connections_and_never_with_more():
+def test_nothing_is_tried_on_a_link_that_is_full():
+    """One more would lengthen its queue; one fewer leaves a part of it empty until the others have grown."""
     rows = Link([[0, 12_500_000, 0.02]]).run(StreamPool(chunk_size=16384), 60, 16384)
-    assert max(row.connections for row in rows) == START_CONNECTIONS
-    assert rows[-1].connections == 1
+    assert {row.connections for row in rows} == {START_CONNECTIONS}
 
 
 @pytest.mark.parametrize("rtt", [None, 0, 0.3, math.nan, -1.0])

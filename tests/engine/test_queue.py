@@ -10,14 +10,15 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
 from headrace.engine import queue as queue_module
-from headrace.engine.queue import Exclusive, Job, Task, Work, WorkQueue
-from headrace.protocol.messages import CHUNK_SIZE, Entry
+from headrace.engine.queue import LEAST_PIECE, Exclusive, Job, Task, Work, WorkQueue
+from headrace.protocol.messages import CHUNK_SIZE, MIB, Entry
 from headrace.protocol.paths import RelPath
+from headrace.storage.partial import Partial
 
 PATIENCE: Final = 10.0
 MANY: Final = 1 << 40  # room for anything
@@ -118,6 +119,32 @@ def test_pushed_work_comes_before_the_rest() -> None:
     assert (work.index, work.attempt) == (0, 2)
     got = [taken(queue.take(idle=True, room=MANY)) for _ in range(3)]
     assert got == [("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_a_chunk_is_cut_for_who_may_ask_for_less() -> None:
+    queue = make(lambda job: tasks(job, 2))
+    large = job(size=2 * CHUNK_SIZE)
+    large.partial = cast("Partial", object())
+    queue.put(large)
+    sizes = []
+    for piece in (MIB, MIB, CHUNK_SIZE, CHUNK_SIZE - LEAST_PIECE + 1):
+        work = queue.take(idle=True, room=MANY, piece=piece)
+        assert isinstance(work, Task)
+        sizes.append((work.index, work.offset, work.length, work.pieces is not None))
+    assert sizes == [
+        (0, 0, MIB, True),
+        (0, MIB, MIB, True),
+        (0, 2 * MIB, CHUNK_SIZE - 2 * MIB, True),
+        (1, CHUNK_SIZE, CHUNK_SIZE, False),  # what would be left is not worth a request
+    ]
+
+
+def test_a_file_without_a_part_file_comes_in_one_piece() -> None:
+    queue = make()
+    queue.put(job())
+    work = queue.take(idle=True, room=MANY, piece=MIB)
+    assert isinstance(work, Task)
+    assert work.length == CHUNK_SIZE
 
 
 def test_pushing_nothing_is_harmless() -> None:

@@ -20,7 +20,7 @@ from headrace.engine.plan import OnExist
 from headrace.engine.progress import Progress
 from headrace.engine.queue import Job, Task
 from headrace.engine.updates import MAX_WAITING, Feed, Updates
-from headrace.engine.worker import Worker, scattered
+from headrace.engine.worker import Room, Worker, scattered
 from headrace.errors import ConnectionLostError, HeadraceError, NotFoundError
 from headrace.protocol.messages import (
     CHUNK_SIZE,
@@ -133,7 +133,7 @@ class Transfer:
     def run(self) -> None:
         """To its end."""
         self.fetcher.queue.close()
-        worker = Worker(self.fetcher, self._chunks.lane, self.progress.lane(), room=lambda: 2)
+        worker = Worker(self.fetcher, self._chunks.lane, self.progress.lane(), room=lambda: Room(2 * CHUNK_SIZE))
 
         def run() -> None:
             with self.fetcher.carrying():

@@ -184,11 +184,15 @@ class ScriptedHost:
             features=self._features,
         )
         try:
-            while handshake.agreed is None:
-                messages.send_all(handshake.receive(messages.expect()[0]))
+            self.shake(handshake, messages)
         except HeadraceError as why:
             messages.send(error_message(why))
             raise ConnectionLostError("refused") from why
+
+    def shake(self, handshake: HostHandshake, messages: MessageStream) -> None:
+        """Message by message."""
+        while handshake.agreed is None:
+            messages.send_all(handshake.receive(messages.expect()[0]))
         messages.enter_session()
 
     def answer(self, messages: MessageStream, request: Message) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from headrace.errors import CertificateChangedError, ConnectionLostError, HeadraceError, UnreachableError
+from headrace.transport.abort import Abort
 from headrace.transport.adaptive import FALLBACKS, AdaptiveConnection, Reach
 from headrace.transport.base import Connection, Stream
 
 from .memory import memory_pair
 
-FAR, NEAR = Reach(rtt=0.05), Reach(rtt=0.0002)
+VERY_FAR, FAR, NEAR = Reach(rtt=0.2), Reach(rtt=0.02), Reach(rtt=0.0002)
 SILENT = Reach(problem=("silent", "UDP gets no answer"))
 
 
@@ -76,6 +77,19 @@ def never() -> Reach:
     return SILENT
 
 
+def test_an_answer_that_comes_a_little_after_tcp_stands_is_no_silence() -> None:
+    tcp, quic = Dialer("tcp"), Dialer("quic")
+
+    def late() -> Reach:
+        assert tcp.asked.wait(10)
+        threading.Event().wait(0.02)
+        return NEAR
+
+    found = connect(tcp, quic, late)
+    assert (found.transport, found.fallback_reason) == ("tcp", None)
+    assert "where TCP is faster" in found.reason
+
+
 def test_a_near_host_is_reached_by_tcp_and_quic_is_not_even_dialled() -> None:
     tcp, quic = Dialer("tcp"), Dialer("quic")
     connection = connect(tcp, quic, lambda: NEAR, head_start=10)
@@ -87,14 +101,29 @@ def test_a_near_host_is_reached_by_tcp_and_quic_is_not_even_dialled() -> None:
 
 def test_a_far_host_is_reached_by_whichever_stands_first() -> None:
     tcp, quic = Dialer("tcp", at_once=False), Dialer("quic")
-    connection = connect(tcp, quic, lambda: FAR)
+    connection = connect(tcp, quic, lambda: VERY_FAR)
     tcp.go.set()
     assert (connection.transport, connection.fallback_reason) == ("quic", None)
     assert connection.others() == ["tcp"]
     tcp, quic = Dialer("tcp"), Dialer("quic", at_once=False)
-    connection = connect(tcp, quic, lambda: FAR)
+    connection = connect(tcp, quic, lambda: VERY_FAR)
     quic.go.set()
     assert (connection.transport, connection.fallback_reason) == ("tcp", None)
+
+
+def test_quic_is_not_loaded_where_tcp_stands_before_that_is_done() -> None:
+    tcp, quic = Dialer("tcp"), Dialer("quic")
+    connection = connect(tcp, quic, lambda: FAR, head_start=10)
+    assert (connection.transport, connection.fallback_reason) == ("tcp", None)
+    assert not quic.asked.is_set()
+    assert connection.others() == ["quic"]
+
+
+def test_quic_is_dialled_where_tcp_does_not_stand_in_its_time() -> None:
+    tcp, quic = Dialer("tcp", at_once=False), Dialer("quic")
+    connection = connect(tcp, quic, lambda: FAR)
+    tcp.go.set()
+    assert connection.transport == "quic"
 
 
 def test_tcp_waits_for_its_turn_and_no_longer() -> None:
@@ -104,7 +133,7 @@ def test_tcp_waits_for_its_turn_and_no_longer() -> None:
     def probe() -> Reach:
         assert not tcp.asked.wait(0.2), "QUIC has a head start"
         probing.set()
-        return FAR
+        return VERY_FAR
 
     connection = connect(tcp, quic, probe, head_start=0.4)
     assert probing.is_set()
@@ -138,7 +167,7 @@ def test_without_udp_it_is_tcp_and_the_reason_is_told_and_counted(
 def test_quic_that_fails_is_a_fallback_too() -> None:
     tcp, quic = Dialer("tcp", at_once=False), Dialer("quic", error=UnreachableError("the handshake failed"))
     threading.Timer(0.2, tcp.go.set).start()
-    connection = connect(tcp, quic, lambda: FAR)
+    connection = connect(tcp, quic, lambda: VERY_FAR)
     assert connection.transport == "tcp"
     assert connection.fallback_reason == "QUIC failed: the handshake failed; using TCP"
 
@@ -152,7 +181,7 @@ def test_a_host_that_only_udp_reaches_is_reached() -> None:
 def test_what_tcp_says_is_told_where_nobody_can_be_reached() -> None:
     tcp = Dialer("tcp", error=UnreachableError("nobody listens"))
     quic = Dialer("quic", error=UnreachableError("no QUIC"))
-    for probe in (never, lambda: SILENT, lambda: NEAR, lambda: FAR):
+    for probe in (never, lambda: SILENT, lambda: NEAR, lambda: FAR, lambda: VERY_FAR):
         with pytest.raises(UnreachableError, match="nobody listens"):
             connect(tcp, quic, probe)
 
@@ -245,7 +274,7 @@ def test_another_certificate_of_the_one_that_lost_the_race_is_refused_too() -> N
         return made
 
     dialers: dict[str, Callable[[], Connection]] = {"quic": another, "tcp": tcp}
-    connection = AdaptiveConnection(("host", 1), dialers, lambda: FAR, head_start=0.03)
+    connection = AdaptiveConnection(("host", 1), dialers, lambda: VERY_FAR, head_start=0.03)
     assert connection.transport == "tcp"
     quic.go.set()
     until = time.monotonic() + 10
@@ -260,7 +289,7 @@ def test_another_certificate_of_the_one_that_lost_the_race_is_refused_too() -> N
 
 def test_abort_holds_for_what_comes_later_too() -> None:
     tcp, quic = Dialer("tcp"), Dialer("quic", at_once=False)
-    connection = connect(tcp, quic, lambda: FAR)
+    connection = connect(tcp, quic, lambda: VERY_FAR)
     connection.abort()
     quic.go.set()
     assert tcp.made[0].aborted
@@ -269,9 +298,29 @@ def test_abort_holds_for_what_comes_later_too() -> None:
             connection.open_stream(name)
 
 
+@pytest.mark.parametrize("names", [["tcp"], ["quic", "tcp"]])
+def test_who_dials_can_be_stopped_and_what_stands_later_is_closed(names: list[str]) -> None:
+    dialers = {name: Dialer(name, at_once=False) for name in names}
+    abort = Abort()
+
+    def stop() -> None:
+        assert dialers["tcp"].asked.wait(10)
+        abort()
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(ConnectionLostError, match="aborted"):
+        AdaptiveConnection(("host", 1), dict(dialers), lambda: NEAR, head_start=0.01, abort=abort)
+    with pytest.raises(ConnectionLostError, match="aborted"):
+        AdaptiveConnection(("host", 1), dict(dialers), lambda: NEAR, head_start=0.01, abort=abort)
+    dialers["tcp"].go.set()
+    until = time.monotonic() + 10
+    while not dialers["tcp"].made or not all(made.aborted and made.closed for made in dialers["tcp"].made):
+        assert time.monotonic() < until
+
+
 def test_one_that_stands_after_the_end_is_closed() -> None:
     tcp, quic = Dialer("tcp"), Dialer("quic", at_once=False)
-    connection = connect(tcp, quic, lambda: FAR)
+    connection = connect(tcp, quic, lambda: VERY_FAR)
     assert quic.asked.wait(10)
     connection.close()
     quic.go.set()

@@ -354,6 +354,49 @@ def test_a_connection_without_streams_is_closed_after_a_while(identity: Identity
         assert host.listener.counters["quic_idle"] == 1
 
 
+@contextlib.contextmanager
+def deaf(connection: QuicConnection) -> Iterator[None]:
+    """The client's thread takes nothing any more; its QUIC goes on to answer."""
+    with connection._dial.endpoint.lock:
+        yield
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_what_a_peer_does_not_take_is_not_kept_for_it(
+    identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """The host closed the stream; what it sent before stays in a ring of 1 MiB."""
+    monkeypatch.setattr("headrace.transport.quic.client.STREAM_WINDOW", 64 * KIB)
+    now = [0.0]
+    with hosting(identity, clock=lambda: now[0]) as host, host.client(tmp_path) as connection:
+        _near, far = host.pair(connection)
+        other = host.pair(connection)[1] if others else None
+        (link,) = host.listener._endpoint.links.values()
+        with deaf(connection):
+            far.send(bytes(MIB - 64 * KIB))
+            before = -1
+            while before < 4 * KIB or link.ring(far)[1] != before:  # until the peer's window is full
+                before = link.ring(far)[1]
+                time.sleep(0.3)
+            far.close()
+            kept = link.ring(far)[0]
+            now[0] = 5.0
+            wait_until(lambda: far.left_at == 5.0, "the host to look")
+            now[0] = 24.0
+            looked = host.listener._endpoint.rounds
+            wait_until(lambda: host.listener._endpoint.rounds > looked + 1, "the host to look again")
+            assert link.ring(far)[0] == kept > 512 * KIB
+            now[0] = 26.0
+            wait_until(lambda: host.listener.counters["quic_streams_given_up"] == 1, "the stream to be given up")
+            if other:
+                wait_until(lambda: link.ring(far)[0] == 0, "what waited to be dropped")
+                assert link.closed is None
+            else:
+                wait_until(lambda: link.closed is not None, "the connection to be closed")
+        if other:
+            other.send(b"still here")
+
+
 def test_only_the_bound_address_is_served(identity: Identity, tmp_path: Path) -> None:
     with hosting(identity, bind="127.0.0.2") as host:
         with pytest.raises((ConnectionLostError, UnreachableError)):

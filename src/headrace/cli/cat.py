@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli import options, output, reach, signals
+from headrace.transport.abort import Abort
 
 if TYPE_CHECKING:
-    from headrace.client.session import Session
     from headrace.client.target import Target
 
 
@@ -29,26 +28,15 @@ def cat(common: options.Common, target: str, offset: int, length: int | None) ->
 
 def to_standard_output(target: Target, common: options.Common, offset: int = 0, length: int | None = None) -> None:
     """Raises signals.Stopped, and a HeadraceError for what fails."""
-    sessions: list[Session] = []
+    abort = Abort()
 
     def work() -> None:
         from headrace.client.remote import read_range
 
-        session = reach.connect(target, common)
-        sessions.append(session)
+        session = reach.connect(target, common, ask=target.path, abort=abort)
         with session:
             for piece in read_range(session, target.path, offset, length):
                 output.write(piece)
             output.flush()
 
-    signals.run(work, cancel=abort(sessions))
-
-
-def abort(sessions: list[Session]) -> Callable[[], None]:
-    """What ends the work of these sessions; there is none yet while it connects."""
-
-    def cancel() -> None:
-        for session in sessions:
-            session.abort()
-
-    return cancel
+    signals.run(work, cancel=abort)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from headrace.cli import options, output, reach, signals, times
-from headrace.cli.cat import abort
+from headrace.transport.abort import Abort
 
 if TYPE_CHECKING:
     from headrace.client.session import Session
@@ -43,12 +43,12 @@ def doctor(common: options.Common, target: str | None) -> None:
     events = output.Events() if common.json else None
     with output.telling(events):
         wanted = None if target is None else reach.target_of(target, common)
-        sessions: list[Session] = []
+        abort = Abort()
         report = _Report(events)
-        signals.run(lambda: _work(report, wanted, common, sessions), cancel=abort(sessions))
+        signals.run(lambda: _work(report, wanted, common, abort), cancel=abort)
 
 
-def _work(report: _Report, target: Target | None, common: options.Common, sessions: list[Session]) -> None:
+def _work(report: _Report, target: Target | None, common: options.Common, abort: Abort) -> None:
     from headrace.doctor import checks
 
     for check in checks.run():
@@ -57,9 +57,7 @@ def _work(report: _Report, target: Target | None, common: options.Common, sessio
         from headrace.doctor import path
 
         def connect() -> Session:
-            session = reach.connect(target, common)
-            sessions.append(session)
-            return session
+            return reach.connect(target, common, abort=abort)
 
         report.way(target)
         for step in path.measure(target, connect, report.times):

@@ -92,7 +92,7 @@ def get(
             return Transfer(session, wanted.path, dest, chosen, show.event, tells_files=show.wants_files)
 
         try:
-            return Run("get", wanted, transfer, common, show, dest=dest).run()
+            return Run("get", wanted, transfer, common, show, dest=dest, ask=wanted.path).run()
         except signals.Stopped:
             output.say("interrupted; run the same command again to resume")
             raise

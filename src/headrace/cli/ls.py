@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from headrace.cli import options, output, reach, signals
-from headrace.cli.cat import abort
 from headrace.cli.text import counted, shown_name
 from headrace.errors import HeadraceError, SomeFailedError
 from headrace.protocol.paths import ROOT, RelPath, text_fields
+from headrace.transport.abort import Abort
 
 if TYPE_CHECKING:
     from headrace.client.session import Session
@@ -38,11 +38,10 @@ def ls(common: options.Common, target: str, long: bool, recursive: bool) -> None
     """
     wanted = reach.target_of(target, common)
     printer = _json_line if common.json else _Lines(long=long, escape=output.to_terminal()).line
-    sessions: list[Session] = []
+    abort = Abort()
 
     def work() -> None:
-        session = reach.connect(wanted, common)
-        sessions.append(session)
+        session = reach.connect(wanted, common, abort=abort)
         unread = _Unread()
         with session:
             for path, entry in _found(session, wanted, unread, recursive=recursive, in_order=not common.json):
@@ -50,7 +49,7 @@ def ls(common: options.Common, target: str, long: bool, recursive: bool) -> None
             output.flush()
         unread.raise_if_any()
 
-    signals.run(work, cancel=abort(sessions))
+    signals.run(work, cancel=abort)
 
 
 class _Unread:

@@ -17,6 +17,8 @@ from headrace.protocol.session import Versions
 
 if TYPE_CHECKING:
     from headrace.client.session import Session
+    from headrace.protocol.paths import RelPath
+    from headrace.transport.abort import Abort
 
 CODE_VARIABLE: Final = "HEADRACE_CODE"
 MAX_CODE_FILE: Final = 4096  # bytes of a code file that are looked at
@@ -71,8 +73,8 @@ def read_code_file(path: str) -> str:
     return line.decode("utf-8", "replace")
 
 
-def connect(target: Target, common: Common) -> Session:
-    """Raises what client.session.Session.connect raises."""
+def connect(target: Target, common: Common, *, ask: RelPath | None = None, abort: Abort | None = None) -> Session:
+    """Raises what client.session.Session.connect raises. ask, abort: see there."""
     from headrace.client.session import Session
 
     return Session.connect(
@@ -81,6 +83,8 @@ def connect(target: Target, common: Common) -> Session:
         limit_rate=common.limit_rate,
         transport=common.transport,
         congestion=common.congestion,
+        ask=ask,
+        abort=abort,
     )
 
 

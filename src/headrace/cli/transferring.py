@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from headrace.cli.times import lines as times_lines
 from headrace.cli.watching import watched
 from headrace.errors import StoppedError, printable
 from headrace.observe import logs
+from headrace.transport.abort import Abort
 
 if TYPE_CHECKING:
     from headrace.client.options import GetResult
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from headrace.client.target import Target
     from headrace.observe.bottleneck import Breakdown
     from headrace.observe.metrics import Source
+    from headrace.protocol.paths import RelPath
 
 log = logging.getLogger("headrace.get")
 
@@ -75,7 +78,7 @@ class Run:
     """One transfer, on a thread that the main thread waits for.
 
     make: the transfer itself, once the session stands. kind: what it is called, `get` or `put`; dest: where to, for
-    `headrace status`.
+    `headrace status`. ask: the path that it asks about first.
     """
 
     def __init__(
@@ -87,11 +90,14 @@ class Run:
         show: Show,
         *,
         dest: str | None = None,
+        ask: RelPath | None = None,
     ) -> None:
         self._kind = kind
         self._target = target
         self._make = make
         self._dest = dest
+        self._ask = ask
+        self._abort = Abort()
         self._common = common
         self._show = show
         self._meter = Meter()
@@ -112,10 +118,13 @@ class Run:
         return result.error.exit_code if result.error else 0
 
     def _work(self) -> GetResult:
+        import headrace.client.session  # noqa: F401  # what dialling takes; the rest while the host answers
+
+        with _loading(self._kind):
+            session = self._session = reach.connect(self._target, self._common, ask=self._ask, abort=self._abort)
         from headrace.client.metrics import transfer_samples
         from headrace.client.times import Watch
 
-        session = self._session = reach.connect(self._target, self._common)
         ids = {"share": session.agreed.share, "peer": session.agreed.peer.hex()[:8], "transfer": os.urandom(4).hex()}
         with logs.about_all(**ids), session:
             self._show.connected(session)
@@ -136,8 +145,8 @@ class Run:
         self._cancelled.set()
         if self._transfer:
             self._transfer.cancel()
-        elif self._session:
-            self._session.abort()
+        else:
+            self._abort()
 
     def _tick(self) -> None:
         if self._transfer:
@@ -279,6 +288,22 @@ class Human(Show):
         if result.failed:
             parts.append(f"{counted(result.failed, 'file')} failed")
         return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _loading(kind: str) -> Iterator[None]:
+    """Imports what a transfer takes, on a thread, while what is inside waits for the network."""
+
+    def load() -> None:
+        importlib.import_module(f"headrace.client.{kind}")
+        importlib.import_module("headrace.client.times")
+
+    loading = threading.Thread(target=load, name="headrace-load")
+    loading.start()
+    try:
+        yield
+    finally:
+        loading.join()  # an interpreter that ends in the middle of an import crashes
 
 
 def _complaint(event: dict[str, Any]) -> str:

@@ -18,8 +18,10 @@ from headrace.engine.jobs import JobKeeper
 from headrace.engine.lane import Lane
 from headrace.engine.pool import StreamPool
 from headrace.engine.progress import Lane as Counters
+from headrace.engine.queue import LEAST_PIECE
+from headrace.engine.worker import Room
 from headrace.errors import ConnectionLostError, HeadraceError
-from headrace.protocol.messages import CHUNK_SIZE
+from headrace.protocol.messages import CHUNK_SIZE, MIB
 from headrace.transport.adaptive import TCP
 
 log = logging.getLogger("headrace.get")
@@ -27,11 +29,17 @@ log = logging.getLogger("headrace.get")
 TICK: Final = 0.05  # seconds between two looks at what was delivered
 AHEAD: Final = 1.0  # seconds of its rate that a lane asks for at the most
 LEAST_ROOM: Final = 2  # chunks: one that comes and one that waits
+# Towards the end, so that all lanes end together; where one ends early, the others take a second to use what it leaves.
+END_AHEAD: Final = 0.15  # seconds of its rate, and two round trips, that a lane asks for then
+END_PIECE: Final = 0.05  # seconds of its rate: one request
+LONGEST_END: Final = 10.0  # seconds
 RATE_SPAN: Final = 0.25  # seconds over which a lane's rate is taken
 STALLED: Final = 10.0  # seconds without a byte on any lane, after which a new connection is tried beside the old ones
 GRACE: Final = 2.0  # seconds that the others have to finish what they do when the transfer failed
 ATTEMPTS: Final = 3  # at a transport that broke, before the other one carries everything
-FIRST_ROOM: Final = 1  # chunks in flight on the control lane, while the others are being opened
+# On the control lane, while the others are being opened. Little: it leaves in the middle of its slow start, and they
+# take its place in the middle of theirs. With a whole chunk they met a full link, which was half empty after it.
+FIRST_ROOM: Final = Room(2 * MIB, MIB)
 
 
 @dataclass(eq=False)
@@ -55,8 +63,8 @@ class Hand(Protocol):
     def give_back(self) -> None: ...
 
 
-# Makes one: the lane, its counters; how many chunks it may have in flight, and whether it is to leave.
-Hire = Callable[[Lane, Counters, Callable[[], int], Callable[[], bool]], Hand]
+# Makes one: the lane, its counters; what it may ask for, and whether it is to leave.
+Hire = Callable[[Lane, Counters, Callable[[], Room], Callable[[], bool]], Hand]
 
 
 class Crew:
@@ -101,13 +109,14 @@ class Crew:
         self._lock = threading.Lock()
         self._members: list[_Member] = []
         self._ended = threading.Condition(self._lock)
-        self._delivered = self._answers = 0
+        self._delivered = self._heard = 0
         self._failed_at: float | None = None
         self._scout: threading.Thread | None = None
         self._arrived = -1  # bytes on the lanes of now, and since when there are no more
         self._arrived_at = clock()
         self._reason = pool.reason
         self._cramped = cramped
+        self._ending = False  # what is left is little, beside what the lanes have asked for
         self.most = 0  # lanes at once
 
     def run(self) -> None:
@@ -146,14 +155,18 @@ class Crew:
             return list(self._members)
 
     def _look(self) -> None:
-        """One measurement for the pool. Bytes end an outage, and so do answers: comparing files brings nothing else."""
+        """One measurement for the pool. Bytes end an outage, and so does whatever else the host answers: where files
+        are compared only parts of manifests come, for a long time."""
         delivered = self._jobs.progress.delivered()
-        answers = sum(lane.answers for member in self._all() if (lane := member.lane))
-        if delivered != self._delivered or answers > self._answers:
+        heard = sum(lane.heard for member in self._all() if (lane := member.lane))
+        if delivered != self._delivered or heard > self._heard:
             self._outage.over()
-        self._delivered, self._answers = delivered, answers
-        self._observe_transports(delivered)
+        self._delivered, self._heard = delivered, heard
+        totals = self._jobs.progress.totals()
+        left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
+        self._observe_transports(delivered, left)
         self._measure()
+        self._ending = left is not None and self._is_end(left)
         self._watch()
         rtts = [lane.messages.stream.rtt() for member in self._all() if (lane := member.lane)]
         self._pool.observe(self._clock(), delivered, min((rtt for rtt in rtts if rtt), default=None))
@@ -210,7 +223,7 @@ class Crew:
 
     # ---- by which transport --------------------------------------------------------------------------------------
 
-    def _observe_transports(self, delivered: int) -> None:
+    def _observe_transports(self, delivered: int, left: int | None) -> None:
         choice = self._choice
         if choice.other is None and not self._alone and not self._session.clear:
             for other in self._session.connection.others():
@@ -220,10 +233,8 @@ class Crew:
             for member in self._members:
                 by[member.transport] += member.counters.bytes_delivered
             lanes = sum(member.transport == choice.transport and member.lane is not None for member in self._members)
-        totals = self._jobs.progress.totals()
-        left = totals.bytes - totals.bytes_reused - delivered if totals.planned else None
         reason = choice.reason
-        choice.observe(self._clock(), by, left, lanes)
+        choice.observe(self._clock(), by, left, lanes, full=self._pool.link_is_full)
         if choice.reason != reason:
             log.info("chunks go by %s: %s", choice.transport, choice.reason)
         if choice.transport != self._told:
@@ -252,16 +263,37 @@ class Crew:
             return 1
         return self._pool.connections
 
-    def _room(self, member: _Member) -> int:
+    def _is_end(self, left: int) -> bool:
+        """Whether what the slowest lane asked for comes about when the last of the `left` bytes does, or later."""
+        lanes = [member for member in self._all() if member.lane and not member.leaves.is_set()]
+        if len(lanes) < 2 or self._pool.reason == "forced":
+            return False
+        together = sum(member.rate for member in lanes)
+        slowest = max(self._usual_room(member) / max(member.rate, 1.0) for member in lanes)
+        return left < together * min(slowest, LONGEST_END)
+
+    def _usual_room(self, member: _Member) -> int:
+        """Bytes that a lane may ask for, but for the end."""
         if member.control and not self._alone:
-            return FIRST_ROOM
+            return FIRST_ROOM.bytes
         with self._lock:
             lanes = sum(not other.leaves.is_set() for other in self._members)
         share = max(1, math.ceil(self._pool.requests / max(1, lanes)))
-        if self._pool.reason == "forced":
-            return share
-        # What a lane asked for cannot go elsewhere: to a faster one, or in the end to one that has nothing left to do.
-        return min(share, max(LEAST_ROOM, math.ceil(member.rate * AHEAD / CHUNK_SIZE)))
+        if self._pool.reason != "forced":
+            # What a lane asked for cannot go elsewhere: to a faster one, or in the end to one that has nothing left.
+            share = min(share, max(LEAST_ROOM, math.ceil(member.rate * AHEAD / CHUNK_SIZE)))
+        return share * CHUNK_SIZE
+
+    def _room(self, member: _Member) -> Room:
+        if member.control and not self._alone:
+            return FIRST_ROOM
+        usual = self._usual_room(member)
+        if not self._ending or member.control:
+            return Room(usual)
+        rtt = (lane.messages.stream.rtt() if (lane := member.lane) else None) or 0.0
+        piece = max(1, math.ceil(member.rate * END_PIECE / LEAST_PIECE)) * LEAST_PIECE
+        least = max(int(member.rate * (END_AHEAD + 2 * rtt)), 2 * LEAST_PIECE)
+        return Room(min(usual, least), piece if piece <= CHUNK_SIZE // 2 else CHUNK_SIZE)
 
     # ---- a worker's thread ---------------------------------------------------------------------------------------
 

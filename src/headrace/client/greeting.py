@@ -10,7 +10,7 @@ from headrace._version import __version__
 from headrace.errors import ConnectionLostError, ProtocolError, UnreachableError
 from headrace.observe import metrics, tracing
 from headrace.protocol.codes import Code
-from headrace.protocol.messages import ROLE_CONTROL, ROLE_DATA, Trace
+from headrace.protocol.messages import ROLE_CONTROL, ROLE_DATA, Message, Trace
 from headrace.protocol.session import CLEAR, FEATURES, SEALED, TRACE, Agreed, ClientHandshake, Versions
 from headrace.transport.adaptive import TCP, AdaptiveConnection
 from headrace.transport.base import Stream
@@ -38,8 +38,12 @@ def greet(
     credential: Credential | None = None,
     role: str = ROLE_CONTROL,
     clear: bool = False,
+    first: Message | None = None,
 ) -> tuple[MessageStream, Agreed]:
     """Runs the handshake on a new stream, by `transport` or as the connection began; closes the stream when it fails.
+
+    first: a request that leaves behind the last message of the handshake, before the host has answered that. Not for
+    bulk, which is sealed from there on; its id must be the first that the stream's owner would give.
 
     Raises UnreachableError, RefusedError and below, NoCommonVersionError, ProtocolError.
     """
@@ -59,12 +63,14 @@ def greet(
     try:
         stream.set_timeout(HANDSHAKE_TIMEOUT)
         stream.set_deadline(HANDSHAKE_TIMEOUT)
-        messages.send_all(handshake.start())
+        messages.send_all(_with(first, handshake.start(), handshake))
+        if SEALED in handshake.features:
+            import headrace.protocol.sealed  # noqa: F401  # its library takes 25 ms, in which the host answers
         while handshake.agreed is None:
             message, payload = messages.expect()
             if payload:
                 raise ProtocolError("a payload in the handshake")
-            messages.send_all(handshake.receive(message))
+            messages.send_all(_with(first, handshake.receive(message), handshake))
         if isinstance(stream, TcpStream):
             if handshake.agreed.seal:
                 stream.seal(handshake.agreed.seal)
@@ -83,6 +89,11 @@ def greet(
     if TRACE in handshake.agreed.features and (context := tracing.traceparent()):
         messages.send(Trace(context))
     return messages, handshake.agreed
+
+
+def _with(first: Message | None, flight: list[Message], handshake: ClientHandshake) -> list[Message]:
+    """A flight of the handshake, and the first request behind it if it is the last."""
+    return [*flight, first] if first and flight and handshake.has_proved else flight
 
 
 def _features(stream: Stream, role: str, *, clear: bool) -> tuple[str, ...]:

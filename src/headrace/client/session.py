@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from headrace import config
 from headrace.client.greeting import Credential, greet
@@ -50,12 +50,16 @@ from headrace.protocol.messages import (
 )
 from headrace.protocol.paths import MAX_DEPTH, MAX_NAME, MAX_PATH, RelPath
 from headrace.protocol.session import BATCH, BLOCKS, ZSTD, Agreed, Versions
+from headrace.transport.abort import Abort
 from headrace.transport.adaptive import AUTO, TCP, AdaptiveConnection, connect
 from headrace.transport.framed import MessageStream
 from headrace.transport.pacing import Limit
 from headrace.transport.trust import Pins
 
 log = logging.getLogger("headrace.client")
+
+FIRST_ID: Final = 1  # of a lane's requests
+LONGEST_EARLY: Final = 2048  # bytes of a path; a host takes heads of 4 KiB at most before it has let somebody in
 
 Entries = list[Entry]
 Listing = list[Entries]
@@ -81,6 +85,7 @@ class Session:
         self.home = config.home()  # where pins, credentials and the index are
         self._credential = credential
         self._lanes = [self.control]
+        self._first: tuple[RelPath, Entry | HeadraceError] | None = None  # what was asked with the handshake
         self._listing_lanes = threading.Lock()
         self._renewing = threading.Lock()
 
@@ -94,11 +99,15 @@ class Session:
         limit_rate: float | None = None,
         transport: str = AUTO,
         congestion: str = "bbr",
+        ask: RelPath | None = None,
+        abort: Abort | None = None,
     ) -> Session:
         """Connects to the target's share; pairs with the code at first contact, later shows the credential.
 
         limit_rate: bytes a second that all its streams together may receive, and as many that they may send;
         `limit.rate` changes it later. transport: `auto`, `quic` or `tcp`. congestion: `bbr` or `cubic`, for QUIC.
+        ask: a path that the first `stat` will be about. The question leaves with the handshake and costs no round trip.
+        abort: ends it from another thread, also while it dials.
 
         A target without a host is looked for on the LAN.
 
@@ -124,38 +133,64 @@ class Session:
                 limit=limit,
                 transport=transport,
                 congestion=congestion,
+                abort=abort,
             )
 
         session = None
         if pin and pin.is_for(code):
             credential = Credential(bytes.fromhex(pin.peer), bytes.fromhex(pin.credential))
             with contextlib.suppress(CredentialUnknownError):
-                session = cls._with_credential(dial(), credential, versions)
+                session = cls._with_credential(dial(), credential, versions, ask)
             if session is None:
                 log.info("the host at %s does not remember this machine; pairing again", target.address)
         if session is None:
-            session = cls._with_code(dial(), code, versions, pins, target.address)
+            session = cls._with_code(dial(), code, versions, pins, target.address, ask)
         session.limit, session.home = limit, home
         return session
 
     @classmethod
-    def _with_credential(cls, connection: AdaptiveConnection, credential: Credential, versions: Versions) -> Session:
+    def _with_credential(
+        cls, connection: AdaptiveConnection, credential: Credential, versions: Versions, ask: RelPath | None
+    ) -> Session:
         with _ending(connection):
-            stream, agreed = greet(connection, versions, credential=credential)
-        return cls(connection, stream, agreed, credential)
+            stream, agreed = greet(connection, versions, credential=credential, first=_stat(ask))
+            return cls(connection, stream, agreed, credential)._asked(ask)
 
     @classmethod
     def _with_code(
-        cls, connection: AdaptiveConnection, code: Code, versions: Versions, pins: Pins, label: str
+        cls,
+        connection: AdaptiveConnection,
+        code: Code,
+        versions: Versions,
+        pins: Pins,
+        label: str,
+        ask: RelPath | None,
     ) -> Session:
         with _ending(connection):
-            stream, agreed = greet(connection, versions, code=code)
+            stream, agreed = greet(connection, versions, code=code, first=_stat(ask))
         assert agreed.keys is not None
         try:
             pins.add(agreed.keys, code, connection.fingerprint, label)
         except LocalDiskError as why:
             log.warning("this pairing is not remembered: %s", why)
-        return cls(connection, stream, agreed, Credential(agreed.peer, agreed.keys.credential))
+        with _ending(connection):
+            return cls(connection, stream, agreed, Credential(agreed.peer, agreed.keys.credential))._asked(ask)
+
+    def _asked(self, ask: RelPath | None) -> Self:
+        """Takes the answer to what left with the handshake. It comes right behind the host's last word in that."""
+        if _stat(ask) is None:
+            return self
+        assert ask is not None
+        self.control.left(FIRST_ID)
+        try:
+            self._first = ask, self._stat_reply(self.control)
+        except ConnectionLostError as why:
+            raise UnreachableError(f"the host hung up as soon as it let us in: {why.message}") from why
+        except ProtocolError:
+            raise
+        except HeadraceError as why:
+            self._first = ask, why
+        return self
 
     def use_clear(self) -> None:
         """From here on chunks come in the clear, on lanes of their own. Raises RefusedError where the host does not."""
@@ -244,9 +279,17 @@ class Session:
     def stat(self, path: RelPath, on: Lane | None = None) -> Entry:
         """The entry at `path`, asked for on a lane (`on`, or the control lane). Raises NotFoundError,
         PermissionRefusedError."""
+        first, self._first = self._first, None
+        if first and first[0] == path:
+            if isinstance(first[1], HeadraceError):
+                raise first[1]
+            return first[1]
         with self._on(on) as lane:
             lane.post(Stat(lane.next_id(), bytes(path)))
-            answer, _ = lane.answer()
+            return self._stat_reply(lane)
+
+    def _stat_reply(self, lane: Lane) -> Entry:
+        answer, _ = lane.answer()
         if isinstance(answer, Error):
             raise from_wire(answer.code, answer.message)
         if not isinstance(answer, StatReply):
@@ -380,6 +423,11 @@ class Session:
     def _all(self) -> Lanes:
         with self._listing_lanes:
             return self._lanes.copy()
+
+
+def _stat(path: RelPath | None) -> Stat | None:
+    """The question that leaves with a handshake; None where that has no room for it."""
+    return Stat(FIRST_ID, bytes(path)) if path is not None and len(bytes(path)) <= LONGEST_EARLY else None
 
 
 def _lane(stream: MessageStream, agreed: Agreed) -> Lane:

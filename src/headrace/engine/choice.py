@@ -18,6 +18,9 @@ WATCH: Final = 3.0  # seconds over which a rate is looked at later
 REST: Final = 10.0  # seconds after a trial; doubles with each one that changed nothing
 LONGEST_REST: Final = 300.0
 WORTH: Final = 8.0  # seconds that the rest would still take: what a trial is worth it for
+# The same for the first trial where the link is full. It gains little there and costs half a second: the lanes that it
+# pushes aside take that long to fill what it leaves.
+WORTH_FULL: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,14 @@ class TransportChoice:
         with self._lock:
             return {self.transport: connections} | ({self.trying: 1} if self.trying else {})
 
-    def observe(self, now: float, delivered: Mapping[str, int], left: int | None, connections: int) -> None:
+    def observe(
+        self, now: float, delivered: Mapping[str, int], left: int | None, connections: int, *, full: bool = False
+    ) -> None:
         """One measurement. now: seconds of a clock that does not go back; delivered: bytes so far, by transport; left:
-        bytes that are still to come, None while that is unknown; connections: on `transport` now."""
+        bytes that are still to come, None while that is unknown; connections: on `transport` now; full: bytes wait on
+        the path."""
         with self._lock:
-            self._observe(_Point(now, dict(delivered)), left, connections)
+            self._observe(_Point(now, dict(delivered)), left, connections, WORTH_FULL if full else WORTH)
 
     def failed(self, transport: str) -> None:
         """No lane of that transport can be had any more."""
@@ -81,7 +87,7 @@ class TransportChoice:
 
     # ---- the rules; each with the lock held ------------------------------------------------------------------------
 
-    def _observe(self, point: _Point, left: int | None, connections: int) -> None:
+    def _observe(self, point: _Point, left: int | None, connections: int, worth: float) -> None:
         if self.other is None:
             return
         now = point.now
@@ -96,16 +102,17 @@ class TransportChoice:
         while len(self._points) > 2 and self._points[1].now <= now - WATCH:
             self._points.pop(0)
         if now - self._began >= SETTLE and now >= self._next_trial and now - self._points[0].now >= SETTLE:
-            self._consider(point, left)
+            self._consider(point, left, worth)
 
-    def _consider(self, point: _Point, left: int | None) -> None:
+    def _consider(self, point: _Point, left: int | None, worth: float) -> None:
         assert self.other is not None
         rate = _rate(self._points[0], point, self.transport)
         if not rate or rate >= self._ceiling:
             return
-        if left is not None and left / rate < WORTH:
+        known = self.other in self._known
+        if left is not None and left / rate < (WORTH if known else worth):
             return
-        if self.other in self._known and rate >= WORSE * max(self._known.values()):
+        if known and rate >= WORSE * max(self._known.values()):
             return
         self.trying = self.other
         self._trial_began = point.now

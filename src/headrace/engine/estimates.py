@@ -128,7 +128,8 @@ class Climb:
         self.epoch: tuple[float, int] | None = None
 
     def observe(self, now: float, delivered: int, rtt: float, room: int, bloated: bool) -> bool:
-        """Whether the number changed. room: no more than this. bloated: one more would only lengthen the queue."""
+        """Whether the number changed. room: no more than this. bloated: the link is full, so one more would only
+        lengthen its queue."""
         if self.epoch is None or delivered < self.epoch[1]:
             self.epoch = (now, delivered)
         began, had = self.epoch
@@ -151,7 +152,9 @@ class Climb:
     def _try(self, now: float, most: int, bloated: bool) -> None:
         if self._step > 0 and (self._settled >= most or bloated):
             self._step = -1
-        if self._settled + self._step < 1:
+        # On a full link fewer cannot carry more either, and the others take a second to fill what the one leaves free.
+        least = START_CONNECTIONS if bloated else 1
+        if self._settled + self._step < least:
             self._round_over(now)
         else:
             self.connections = self._settled + self._step

@@ -49,7 +49,7 @@ class Lane:
         self._pending: deque[int] = deque()
         self._unsent: list[Message] = []
         self._arrived: tuple[Message, int] | None = None
-        self.answers = 0  # complete ones so far
+        self.heard = 0  # answers so far, and parts of answers
 
     def acquire(self) -> None:
         """Takes `lock`. Raises ConnectionLostError where whoever had it last left the lane of no use."""
@@ -68,6 +68,11 @@ class Lane:
         self._last_id = self._last_id % 0xFFFFFFFF + 1
         self._pending.append(self._last_id)
         return self._last_id
+
+    def left(self, request_id: int) -> None:
+        """A request with the first id went out before this lane was made."""
+        if self.next_id() != request_id:
+            raise ValueError(f"request {request_id} is not the first of its lane")
 
     def post(self, request: Message) -> None:
         """The request leaves with the next wait for an answer, together with the others that were posted till then:
@@ -115,6 +120,7 @@ class Lane:
         """
         if self._arrived is None:
             self._arrived = self._receive()
+            self.heard += 1
         return self._arrived[1]
 
     def part(self) -> tuple[Message, int]:
@@ -155,7 +161,6 @@ class Lane:
     def answered(self) -> None:
         """The oldest request's answer is complete."""
         self._pending.popleft()
-        self.answers += 1
 
     def answer(self) -> tuple[Message, int]:
         """As `part`, for an answer that has only one."""

@@ -108,7 +108,7 @@ class StreamPool:
             return
         if self._probe:
             self._climb.epoch = None  # it would measure the probe
-        elif self._climb.observe(now, bytes_delivered, self._rtts.recent or 0.0, self.requests, self._queue_stands()):
+        elif self._climb.observe(now, bytes_delivered, self._rtts.recent or 0.0, self.requests, self.link_is_full):
             self.reason = "climb"
 
     # ---- requests in flight ------------------------------------------------------------------------------------
@@ -201,8 +201,9 @@ class StreamPool:
         self._held = False
         self._needed = self._now
 
-    def _queue_stands(self) -> bool:
-        """Whether the link is full: bytes wait somewhere. One connection more would only make more of them wait."""
+    @property
+    def link_is_full(self) -> bool:
+        """Whether bytes wait on the path. One connection more would only make more of them wait."""
         recent, baseline = self._rtts.recent, self._rtts.baseline
         return recent is not None and baseline is not None and recent - baseline > NOISE
 

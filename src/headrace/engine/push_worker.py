@@ -25,6 +25,7 @@ from headrace.engine.push import (
     as_local,
 )
 from headrace.engine.queue import Group, Job
+from headrace.engine.worker import Room
 from headrace.errors import ConnectionLostError, HeadraceError, NotFoundError, ProtocolError, from_wire
 from headrace.observe import tracing
 from headrace.protocol.basics import Message
@@ -85,7 +86,7 @@ class PushWorker:
         lane: Lane,
         counters: Counters,
         *,
-        room: Callable[[], int],
+        room: Callable[[], Room],
         leaves: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pusher = pusher
@@ -151,7 +152,7 @@ class PushWorker:
             return self._again.popleft()
         if self._leaves():
             return None
-        room = self._room() * CHUNK_SIZE - sum(sent.length for sent in self._window)
+        room = self._room().bytes - sum(sent.length for sent in self._window)
         return self._pusher.queue.take(idle=not self._window, room=room, leaves=self._leaves, groups=True)
 
     # ---- sending -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import msgspec
 
 from headrace.errors import HeadraceError
-from headrace.protocol.messages import MAX_BATCH_FILE, MIB, Entry
+from headrace.protocol.messages import CHUNK_SIZE, KIB, MAX_BATCH_FILE, MIB, Entry
 from headrace.protocol.paths import RelPath
 from headrace.storage.chunks import chunk_count, chunk_range
 from headrace.storage.partial import Partial
@@ -19,6 +19,7 @@ from headrace.storage.partial import Partial
 MAX_WAITING: Final = 2000  # jobs that the planner may be ahead of the workers
 GROUP_FILES: Final = 256  # in one request
 GROUP_BYTES: Final = MIB
+LEAST_PIECE: Final = 256 * KIB  # bytes; for a host, what has 128 KiB or less is a small read, before which bulk waits
 GROUP_LEAST: Final = 64  # files for which a busy worker asks at once; fewer wait for more, or for it to be idle
 
 
@@ -61,12 +62,26 @@ class Job(msgspec.Struct, eq=False):
         return entry.size <= MAX_BATCH_FILE and not self.compare and not entry.sparse
 
 
+class Pieces:
+    """A chunk that is asked for in several requests, on any lanes. Thread-safe."""
+
+    def __init__(self, length: int) -> None:
+        self._missing = length
+        self._lock = threading.Lock()
+
+    def arrived(self, length: int) -> bool:
+        """A piece of so many bytes is in its place, verified. Whether it was the last."""
+        with self._lock:
+            self._missing -= length
+            return not self._missing
+
+
 @dataclass(eq=False, slots=True)
 class Task:
     """One chunk of a job. attempt: 2 when the first answer did not match its hash.
 
     ranges: (offset, length) of what of it is to be fetched, `length` bytes in all, where the rest is there already;
-    empty: all of it. digest: the hash of the whole chunk then.
+    empty: all of it. digest: the hash of the whole chunk then. pieces: of the whole, where this is one of them.
     """
 
     job: Job
@@ -76,11 +91,25 @@ class Task:
     attempt: int = 1
     ranges: tuple[tuple[int, int], ...] = ()
     digest: bytes = b""
+    pieces: Pieces | None = None
 
     @property
     def whole(self) -> Task:
-        """The same chunk, all of it to be fetched."""
+        """The same chunk, all of it to be fetched; of a piece, that piece."""
+        if self.pieces:
+            return Task(self.job, self.index, self.offset, self.length, pieces=self.pieces)
         return Task(self.job, self.index, *chunk_range(self.job.size, self.index))
+
+    def cut(self, length: int) -> tuple[Task, Task] | None:
+        """The first `length` bytes and the rest, each to be asked for by itself; None where that makes no sense."""
+        if not self.job.partial or self.ranges or self.attempt > 1 or self.length < length + LEAST_PIECE:
+            return None
+        pieces = self.pieces or Pieces(self.length)
+        end = self.offset + length
+        return (
+            Task(self.job, self.index, self.offset, length, pieces=pieces),
+            Task(self.job, self.index, end, self.length - length, pieces=pieces),
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -193,12 +222,19 @@ class WorkQueue[W: Sized]:
             return self._cancelled or (self._closed and not self._unfinished)
 
     def take(
-        self, *, idle: bool, room: int, leaves: Callable[[], bool] = lambda: False, groups: bool = False
+        self,
+        *,
+        idle: bool,
+        room: int,
+        piece: int = CHUNK_SIZE,
+        leaves: Callable[[], bool] = lambda: False,
+        groups: bool = False,
     ) -> W | Group | None:
         """The next piece of work, or None: there is none now, or (where `idle`) there will be none any more.
 
         idle: the caller has no request in flight; it waits for work, and only it is given Exclusive work. room: the
-        most bytes that the caller may ask for now; an idle caller gets any size. leaves: whether the caller is to go
+        most bytes that the caller may ask for now; an idle caller gets any size. piece: a chunk that is longer than so
+        many bytes is cut, and the rest stays in the queue. leaves: whether the caller is to go
         instead of waiting; asked again after `wake`. groups: small files may come as a Group.
         """
         while True:
@@ -213,6 +249,9 @@ class WorkQueue[W: Sized]:
                             self._work.append(next_work)
                     if self._work:
                         work = self._work[0]
+                        if isinstance(work, Task) and work.length > piece and (cut := work.cut(piece)):
+                            self._work[0] = work = cast("W", cut[0])
+                            self._work.insert(1, cast("W", cut[1]))
                         if not idle and (isinstance(work, Exclusive) or work.length > room):
                             return None
                         return self._work.popleft()

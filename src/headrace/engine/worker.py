@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from headrace.engine import batch
 from headrace.engine.fetch import FILE_ERRORS, Fetcher
@@ -25,10 +25,17 @@ log = logging.getLogger("headrace.get")
 MAX_REQUESTS: Final = 64  # small ones in flight on one lane
 
 
+class Room(NamedTuple):
+    """In bytes: how much a lane may have in flight, and at most with one request."""
+
+    bytes: int
+    piece: int = CHUNK_SIZE
+
+
 class Worker:
     """Used on one thread, for one run.
 
-    room: how many chunks it may have in flight now. leaves: whether it should ask for no more and end. Both are asked
+    room: what it may ask for now. leaves: whether it should ask for no more and end. Both are asked
     before each request.
     """
 
@@ -38,7 +45,7 @@ class Worker:
         lane: Lane,
         counters: Counters,
         *,
-        room: Callable[[], int],
+        room: Callable[[], Room],
         leaves: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fetcher = fetcher
@@ -227,9 +234,13 @@ class Worker:
             return self._again.popleft()
         if self._leaves():
             return None
-        room = self._room() * CHUNK_SIZE - asked
+        room = self._room()
         return self._fetcher.queue.take(
-            idle=not self._window, room=room, leaves=self._leaves, groups=self._lane.batches
+            idle=not self._window,
+            room=room.bytes - asked,
+            piece=room.piece,
+            leaves=self._leaves,
+            groups=self._lane.batches,
         )
 
     def _receive(self, task: Task, buffer: memoryview) -> None:
@@ -259,6 +270,9 @@ class Worker:
                             partial.write_zeros(offset, length)
                     if task.ranges:
                         self._fetcher.assembled(task)
+                    elif task.pieces:
+                        if task.pieces.arrived(task.length):
+                            partial.commit(task.index, partial.digest(task.index))
                     else:
                         partial.commit(task.index, digest)
                 else:

@@ -214,6 +214,11 @@ class ClientHandshake(_Handshake):
         self._keys: pake.PairingKeys | None = None
         self._welcomed: Welcome | None = None
 
+    @property
+    def has_proved(self) -> bool:
+        """Whether the last message of this side was given out: requests may follow it, unless `sealed` was offered."""
+        return self.state is State.GRANTED or (self.state is State.WELCOME and not self._exchange)
+
     def start(self) -> list[Message]:
         """The first flight."""
         hello = Hello(

@@ -183,15 +183,19 @@ class Partial:
 
     def holds(self, index: int, hash: bytes) -> bool:
         """Whether the part file has a chunk with this hash where chunk `index` belongs."""
+        return self.digest(index) == hash
+
+    def digest(self, index: int) -> bytes:
+        """The hash of what is where chunk `index` belongs; empty where the file ends before."""
         offset, length = chunk_range(self.size, index)
         hasher, buffer = new_hasher(), memoryview(bytearray(min(length, _DIG)))
         with local_errors("read", self._name):
             for start in range(offset, offset + length, _DIG):
                 piece = buffer[: min(_DIG, offset + length - start)]
                 if self._io.read_into(self._fd, piece, start) < len(piece):
-                    return False
+                    return b""
                 hasher.update(piece)
-        return hasher.digest() == hash
+        return hasher.digest()
 
     def arrivals(self, *, more: bool) -> list[bytes]:
         """The hashes of the chunks committed since it was last called. more: whether to note those to come."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+import math
 import queue
 import selectors
 import socket
@@ -23,6 +25,7 @@ from headrace.errors import (
 )
 from headrace.observe.metrics import QUIC_WANTED
 from headrace.transport import eyeballs
+from headrace.transport.abort import Abort
 from headrace.transport.base import Connection, Stream
 from headrace.transport.pacing import Limit
 from headrace.transport.quic.probe import Probe
@@ -34,8 +37,11 @@ AUTO: Final = "auto"
 TCP: Final = "tcp"
 QUIC: Final = "quic"
 NEAR: Final = 0.005  # seconds of round trip: up to here TCP carries several times what QUIC does from Python
-HEAD_START: Final = 0.01  # seconds that QUIC has before TCP starts as well
+HEAD_START: Final = 0.01  # seconds that the probe, and QUIC on long paths, has before TCP starts as well
+TCP_HANDSHAKES: Final = 2  # round trips
+LOADING: Final = 0.15  # seconds that the import of aiopquic takes
 PROBE_TIMEOUT: Final = 1.0  # seconds without an answer after which UDP counts as blocked
+SILENCE: Final = 0.1  # seconds that the probe has when TCP stands already
 ASK_AGAIN: Final = 0.2  # seconds after which a rejection is believed, where QUIC is the only way
 MAX_PROBED: Final = 4  # addresses of one host
 
@@ -68,9 +74,12 @@ class AdaptiveConnection:
         probe: Callable[[], Reach],
         *,
         head_start: float = HEAD_START,
+        abort: Abort | None = None,
     ) -> None:
         """dial: by transport; blocks, and raises UnreachableError, CertificateChangedError. probe: blocks as long as an
         answer can be expected. Both are called on threads of their own.
+
+        abort: ends it, also while it dials; ConnectionLostError is raised then.
 
         Raises what the last one to fail raised; CertificateChangedError at once.
         """
@@ -80,27 +89,41 @@ class AdaptiveConnection:
         self._connections: dict[str, Connection] = {}
         self._retired: list[Connection] = []
         self._opening = {name: threading.Lock() for name in dial}
+        self._told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()  # while it dials: who, and what of it
         self._aborted = False
         self._closed = False
         self._reach: Reach | None = None
         self.reason = ""
         self.fallback_reason: str | None = None
-        first = self._race(probe, head_start) if len(dial) > 1 else self._forced()
+        if abort:
+            abort.join(self.abort)
+        try:
+            first = self._race(probe, head_start) if len(dial) > 1 else self._forced()
+        except ConnectionLostError:
+            self.close()  # and what stands later
+            raise
         self.transport = first.transport
         self.fingerprint = first.fingerprint
 
     # ---- the race --------------------------------------------------------------------------------------------------
 
     def _forced(self) -> Connection:
-        ((name, dial),) = self._dialers.items()
+        (name,) = self._dialers
         self.reason = "it was asked for"
-        return self._keep(name, dial())
+        self._start(name)
+        _, what = self._told.get()
+        if isinstance(what, HeadraceError):
+            raise what
+        return self._connections[name]
+
+    def _start(self, name: str) -> None:
+        _on_thread(f"headrace-dial-{name}", lambda: self._told.put((name, self._outcome(name))))
 
     def _race(self, probe: Callable[[], Reach], head_start: float) -> Connection:
         """The probe says within a round trip whether QUIC can be had and whether it is worth it; TCP starts a moment
         later in any case."""
         QUIC_WANTED.add()
-        told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+        told = self._told
 
         def ask() -> None:
             try:
@@ -116,32 +139,46 @@ class AdaptiveConnection:
 
         def start(name: str) -> None:
             started.add(name)
-            _on_thread(f"headrace-dial-{name}", lambda: told.put((name, self._outcome(name))))
+            self._start(name)
 
         failures: dict[str, HeadraceError] = {}
-        wait: float | None = head_start
+        tcp_at, quic_at = time.monotonic() + head_start, math.inf
         while True:
             try:
-                who, what = told.get(timeout=wait)
+                until = min(tcp_at if TCP not in started else math.inf, quic_at if QUIC not in started else math.inf)
+                who, what = told.get(timeout=None if until == math.inf else max(0.0, until - time.monotonic()))
             except queue.Empty:
                 who, what = "clock", None
             if who == "probe":
                 assert isinstance(what, Reach)
-                if not what.problem and (what.rtt or 0.0) >= NEAR and QUIC not in started:
-                    start(QUIC)
-                    continue  # the head start goes on
+                if not what.problem and (what.rtt or 0.0) >= NEAR:
+                    quic_at = time.monotonic() + _head_start_of_tcp(what.rtt or 0.0)
+            elif isinstance(what, ConnectionLostError):
+                raise what
             elif isinstance(what, HeadraceError):
                 failures[who] = what
             elif who != "clock":
+                if who == TCP:
+                    self._hear_probe()
                 self._explain(who, failures)
                 return self._connections[who]
-            wait = None
+            if QUIC not in started and time.monotonic() >= quic_at:
+                start(QUIC)
+                continue  # where it goes first, TCP's turn comes by the clock
             if TCP not in started:
                 start(TCP)
             if TCP in failures and QUIC not in started and self._reach and not self._reach.problem:
                 start(QUIC)  # a host that only UDP reaches
             if started == failures.keys() and self._reach:
                 raise failures[TCP]
+
+    def _hear_probe(self) -> None:
+        """TCP takes two round trips and the probe one. Where that was not answered all the same, a busy machine may be
+        why: nobody shall be told that UDP is blocked for that."""
+        end = time.monotonic() + SILENCE
+        while self._reach is None and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._told.get(timeout=left)
 
     def _outcome(self, name: str) -> object:
         try:
@@ -250,6 +287,7 @@ class AdaptiveConnection:
 
     def abort(self) -> None:
         self._aborted = True
+        self._told.put(("abort", ConnectionLostError("the connection was aborted")))
         for connection in self._all():
             connection.abort()
 
@@ -266,6 +304,13 @@ class AdaptiveConnection:
         return sum(connection.bytes_wire for connection in self._all())
 
 
+def _head_start_of_tcp(rtt: float) -> float:
+    """Seconds. Loading QUIC takes a core and the interpreter's lock from TCP's handshakes; where TCP stands before that
+    is done, it would be in vain."""
+    usual = TCP_HANDSHAKES * rtt
+    return 2 * usual + LOADING if usual < LOADING else 0.0
+
+
 def _on_thread(name: str, run: Callable[[], object]) -> None:
     threading.Thread(target=run, name=name, daemon=True).start()
 
@@ -278,13 +323,15 @@ def connect(
     limit: Limit | None = None,
     transport: str = AUTO,
     congestion: str = "bbr",
+    abort: Abort | None = None,
 ) -> AdaptiveConnection:
     """Connects to a host. pin: the only fingerprint to accept; None accepts any and then stays with it.
 
     certificates: the folder of those that are known, for QUIC. limit: what all streams together may receive, and send.
     transport: `auto`, or the only one to use. congestion: `bbr` or `cubic`, for QUIC.
+    abort: ends it, also while it dials.
 
-    Raises UnreachableError, CertificateChangedError.
+    Raises UnreachableError, CertificateChangedError, ConnectionLostError (aborted).
     """
     finder = _Finder(address)
 
@@ -312,7 +359,7 @@ def connect(
     }
     if transport != AUTO:
         dialers = {transport: dialers[transport]}
-    return AdaptiveConnection(address, dialers, finder.ask)
+    return AdaptiveConnection(address, dialers, finder.ask, abort=abort)
 
 
 class _Finder:

@@ -131,6 +131,10 @@ class Endpoint:
         elif not call():
             self._owed[of] = deque([call])
 
+    def forget(self, of: object) -> None:
+        """What still waits for room is of no use any more."""
+        self._owed.pop(of, None)
+
     def owes(self, of: object) -> bool:
         """Whether something of `soon` still waits for room."""
         return of in self._owed
@@ -140,7 +144,7 @@ class Endpoint:
             while waiting and waiting[0]():
                 waiting.popleft()
             if not waiting:
-                del self._owed[of]
+                self._owed.pop(of, None)
 
     # ---- the thread ----------------------------------------------------------------------------------------------
 

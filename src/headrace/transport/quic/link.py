@@ -244,6 +244,24 @@ class Link:
         if unread:
             self._command(binding.TX_STOP_SENDING, stream, NO_ERROR)
 
+    def give_up(self, now: float, patience: float) -> bool:
+        """Resets streams that this side closed and of whose rest the peer took nothing for `patience` seconds: each
+        holds a ring, and perhaps something that waits for room in it. Whether any stream is in use, or moves."""
+        busy = False
+        for stream in list(self.streams.values()):
+            if not stream.closed:
+                busy = True
+                continue
+            waiting, sent = self.ring(stream)
+            if sent != stream.left:
+                stream.left, stream.left_at = sent, now
+                busy = True
+            elif waiting and now - stream.left_at >= patience:
+                self.endpoint.count("quic_streams_given_up")
+                self.endpoint.forget(stream)
+                self.reset(stream)
+        return busy
+
     def reset(self, stream: QuicStream) -> None:
         """Both directions, at once."""
         if self.closed or stream.released:

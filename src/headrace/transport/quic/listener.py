@@ -28,7 +28,8 @@ CONNECTION_WINDOW: Final = 8 * MIB
 class Limits:
     """connections: in all. per_address: of them from one address. streams: open at once on one connection.
 
-    handshake, idle: seconds that QUIC's handshake may take, and that a connection may have no stream.
+    handshake, idle: seconds that QUIC's handshake may take, and that a connection may have no stream. As long as that,
+    what was sent on a stream before its close may wait for a peer that takes nothing.
     """
 
     connections: int = 256
@@ -84,7 +85,7 @@ class QuicListener:
     @property
     def counters(self) -> Counter[str]:
         """quic_connections, quic_handshakes_failed, quic_handshakes_slow, quic_refused_bind, quic_refused_address,
-        quic_refused_streams, quic_rules_broken, quic_idle."""
+        quic_refused_streams, quic_rules_broken, quic_idle, quic_streams_given_up."""
         with self._endpoint.lock:
             return Counter(self._endpoint.counters)
 
@@ -154,7 +155,9 @@ class QuicListener:
                 continue
             if not link.ready and now - link.began > self.limits.handshake:
                 self._refuse(link, "quic_handshakes_slow", "its handshake takes too long")
-            elif link.ready and not link.streams and now - link.idle_since > self.limits.idle:
+            elif link.give_up(now, self.limits.idle):
+                link.idle_since = now
+            elif link.ready and now - link.idle_since > self.limits.idle:
                 self._refuse(link, "quic_idle", "it has no streams")
 
 

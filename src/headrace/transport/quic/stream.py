@@ -41,6 +41,7 @@ class QuicStream:
         self.bytes_out = 0
         self.sent_any = False  # whether the peer can know this stream
         self.closed = False
+        self.left, self.left_at = -1, 0.0  # bytes that had left the ring when somebody looked after its close, and when
         self.released = False  # QUIC is done with it; nothing may be sent
         self._link = link
         self._lock = link.endpoint.lock
