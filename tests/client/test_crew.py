@@ -88,7 +88,7 @@ def test_one_lane_for_small_files_where_both_ends_share_few_cores(only_small: bo
     assert hired == ["tcp"] * lanes
 
 
-def ending(rates: list[float], left: int) -> list[Room]:
+def ending(rates: list[float], left: int, *, near: bool = False) -> list[Room]:
     """What lanes of these rates, in bytes a second, may ask for when so many bytes are left."""
     progress = Progress()
     progress.found(1, left)
@@ -102,6 +102,7 @@ def ending(rates: list[float], left: int) -> list[Room]:
         Outage(lambda event: None, halt, limit=60),
         StreamPool(),
         TransportChoice("tcp", None),
+        near=near,
         halt=halt,
         clock=lambda: 1.0,
     )
@@ -129,3 +130,9 @@ def test_a_slow_lane_makes_the_end_begin_early() -> None:
 def test_fast_lanes_and_a_lane_alone_ask_for_whole_chunks_to_the_end() -> None:
     assert {room.piece for room in ending([300e6, 300e6], 8 * MIB)} == {CHUNK_SIZE}
     assert ending([6e6], MIB) == [Room(2 * CHUNK_SIZE)]
+
+
+def test_a_host_on_this_machine_is_asked_for_whole_chunks_to_the_end() -> None:
+    rooms = ending([10e6, 2e6], 16 * MIB, near=True)
+    assert {room.piece for room in rooms} == {CHUNK_SIZE}
+    assert min(room.bytes for room in rooms) >= 2 * CHUNK_SIZE

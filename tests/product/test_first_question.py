@@ -8,7 +8,7 @@ import pytest
 
 from headrace.client.session import LONGEST_EARLY, Session
 from headrace.client.target import Target
-from headrace.errors import HeadraceError, NotFoundError, UnreachableError
+from headrace.errors import ConnectionLostError, HeadraceError, NotFoundError
 from headrace.protocol.messages import AuthPake, Stat
 from headrace.protocol.paths import RelPath
 from headrace.protocol.session import HostHandshake
@@ -71,8 +71,8 @@ def test_another_path_is_asked_for_anew(host: PatientHost, tmp_path: Path) -> No
 
 def test_a_host_that_hangs_up_instead(tmp_path: Path) -> None:
     host = ScriptedHost(tmp_path / "host", answers={Stat: lambda host, stream, request: stream.close()})
-    with pytest.raises(UnreachableError):
-        connect(host, tmp_path / "home", FILE)
+    with connect(host, tmp_path / "home", FILE) as session, pytest.raises(ConnectionLostError):
+        session.stat(FILE)  # which whoever fetches something bears for a while
 
 
 def test_a_path_that_is_too_long_for_that_is_asked_for_later(tmp_path: Path) -> None:

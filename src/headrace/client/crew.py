@@ -73,6 +73,8 @@ class Crew:
     hire: makes what works on a lane.
     alone: the control lane does it all. eager: it begins with the first chunk while further lanes are being opened.
     cramped: both ends share few cores, so that small files come by one lane.
+    near: the host is on this machine; there is no slow start, and a chunk comes at once. Chunks stay whole then: of
+    those a host may know the hash.
     pool: how many lanes there are to be, and how much they ask for together. choice: by which transport. halt: set when
     the transfer failed, so that nobody waits for the host any longer. tell: hears of a change of transport.
     """
@@ -89,6 +91,7 @@ class Crew:
         alone: bool = False,
         eager: bool = False,
         cramped: bool = False,
+        near: bool = False,
         halt: threading.Event,
         tell: Callable[[Event], None] = lambda event: None,
         clock: Callable[[], float] = time.monotonic,
@@ -116,6 +119,8 @@ class Crew:
         self._arrived_at = clock()
         self._reason = pool.reason
         self._cramped = cramped
+        self._near = near
+        self._first_room = Room(CHUNK_SIZE) if near else FIRST_ROOM
         self._ending = False  # what is left is little, beside what the lanes have asked for
         self.most = 0  # lanes at once
 
@@ -266,7 +271,7 @@ class Crew:
     def _is_end(self, left: int) -> bool:
         """Whether what the slowest lane asked for comes about when the last of the `left` bytes does, or later."""
         lanes = [member for member in self._all() if member.lane and not member.leaves.is_set()]
-        if len(lanes) < 2 or self._pool.reason == "forced":
+        if len(lanes) < 2 or self._near or self._pool.reason == "forced":
             return False
         together = sum(member.rate for member in lanes)
         slowest = max(self._usual_room(member) / max(member.rate, 1.0) for member in lanes)
@@ -275,7 +280,7 @@ class Crew:
     def _usual_room(self, member: _Member) -> int:
         """Bytes that a lane may ask for, but for the end."""
         if member.control and not self._alone:
-            return FIRST_ROOM.bytes
+            return self._first_room.bytes
         with self._lock:
             lanes = sum(not other.leaves.is_set() for other in self._members)
         share = max(1, math.ceil(self._pool.requests / max(1, lanes)))
@@ -286,7 +291,7 @@ class Crew:
 
     def _room(self, member: _Member) -> Room:
         if member.control and not self._alone:
-            return FIRST_ROOM
+            return self._first_room
         usual = self._usual_room(member)
         if not self._ending or member.control:
             return Room(usual)

@@ -109,6 +109,7 @@ class Running:
             alone=alone,
             eager=self._single and not self._session.clear and self._options.connections is None,
             cramped=self._cramped(),
+            near=self._near(),
             halt=self._stopped,
             tell=self._on_event,
         )
@@ -131,8 +132,10 @@ class Running:
 
     def _cramped(self) -> bool:
         """Whether this is a tree of a host on the same machine, and the machine is a small one."""
-        if self._single or self._options.connections or CORES > FEW_CORES:
-            return False
+        return not (self._single or self._options.connections or CORES > FEW_CORES) and self._near()
+
+    def _near(self) -> bool:
+        """Whether the host is on this machine, as far as TCP says."""
         stream = self._session.control.messages.stream
         with contextlib.suppress(OSError):  # it broke; whoever uses it finds that out
             return isinstance(stream, TcpStream) and stream.near

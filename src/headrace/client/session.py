@@ -184,8 +184,8 @@ class Session:
         self.control.left(FIRST_ID)
         try:
             self._first = ask, self._stat_reply(self.control)
-        except ConnectionLostError as why:
-            raise UnreachableError(f"the host hung up as soon as it let us in: {why.message}") from why
+        except ConnectionLostError as why:  # it is asked again, as anything else would be
+            log.info("the host hung up before it answered the first question: %s", why.message)
         except ProtocolError:
             raise
         except HeadraceError as why:

@@ -60,6 +60,7 @@ class HashCache:
         # One bytearray a file: as objects of their own the hashes would take five times the memory.
         self._files: OrderedDict[bytes, bytearray] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self.hits = 0  # of `get`
         self.misses = 0
 
@@ -80,10 +81,11 @@ class HashCache:
     def known(self, source: SourceFile, index: int) -> bytes | None:
         """As `get`, for a file of the share: also what an earlier process knew of it."""
         if store := self._kept_by(source):
-            with self._lock:
-                looked_for = source.version in self._files
-            if not looked_for:
-                self._take(source, store.load(source.version), store)
+            with self._loading:  # connections ask about one file at the same moment; it is looked up once
+                with self._lock:
+                    looked_for = source.version in self._files
+                if not looked_for:
+                    self._take(source, store.load(source.version), store)
         return self.get(source.version, index)
 
     def remember(self, source: SourceFile, index: int, hash: bytes) -> None:
