@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -168,6 +169,43 @@ def test_the_key_changes_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed, "REKEY_AFTER", 4)
     with pytest.raises(ConnectionLostError):  # both sides must do it at the same record
         feed(pair()[1], b"".join(wires))
+
+
+@given(st.data())
+def test_another_process_goes_on_anywhere(data: st.DataObject) -> None:
+    """Between any two bytes that arrive or are read: with bytes that were not opened, and plaintext that was not
+    taken."""
+    client, host = pair()
+    wire = seal(client, b"a request", NOISE[:1000], b"x") + seal(client, b"another") + end(client)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=4)))
+    got, answers = bytearray(), []
+    for start, stop in itertools.pairwise([0, *cuts, len(wire)]):
+        room = host.room(stop - start)
+        room[: stop - start] = wire[start:stop]
+        host.arrived(stop - start)
+        into = memoryview(bytearray(data.draw(st.integers(1, 50))))
+        got += into[: host.read_into(into)]
+        answers.append(seal(host, b"an answer"))
+        host = SealedRecords.resumed(host.state)
+    got += feed(host, b"")
+    assert got == b"a request" + NOISE[:1000] + b"xanother"
+    assert host.ended
+    assert SealedRecords.resumed(host.state).ended
+    assert feed(client, b"".join(answers)) == b"an answer" * len(answers)
+
+
+def test_another_process_changes_keys_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "REKEY_AFTER", 3)
+    client, host = pair()
+    for _ in range(10):
+        assert feed(host, seal(client, b"ask")) == b"ask"
+        assert feed(client, seal(host, b"answer")) == b"answer"
+        client, host = (SealedRecords.resumed(records.state) for records in (client, host))
+
+
+def test_what_another_process_needs_is_not_shown() -> None:
+    _, host = pair()
+    assert "secret" not in repr(host.state) and "opened" not in repr(host.state)
 
 
 def test_a_quiet_stream_stays_small() -> None:

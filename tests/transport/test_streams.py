@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import socket
 import ssl
 import threading
@@ -229,6 +230,7 @@ def test_both_ends_agree_on_tls_1_3_and_headrace(identity: Identity) -> None:
     client, server = connect_tls(socket.socketpair(), identity)
     assert client.speaks_headrace
     assert server.speaks_headrace
+    assert client._tls and server._tls
     assert client._tls.tls.version() == server._tls.tls.version() == "TLSv1.3"
     assert client.fingerprint == identity.fingerprint
     assert server.fingerprint == b""  # clients show none
@@ -607,3 +609,71 @@ def test_a_peer_on_this_machine(peer: str, own: str, near: bool) -> None:
 def test_an_identity_file_is_what_the_server_context_takes(tmp_path: Path) -> None:
     identity = Identity.load_or_create(tmp_path)
     assert server_context(str(identity.file)).minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+# ---- lent to another process -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed_pair(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
+    """Client and host, sealed."""
+    client, server = connect_tls(two_sockets(), identity)
+    for stream in (client, server):
+        stream.seal(SECRET)
+    yield client, server
+    for stream in (client, server):
+        stream.abort()
+        stream.close()
+
+
+def lend(server: TcpStream) -> TcpStream:
+    """As another process has it: by a descriptor of its own."""
+    return TcpStream.resumed(socket.socket(fileno=os.dup(server.fileno())), server.lend(), timeout=PATIENCE)
+
+
+def test_a_lent_stream_goes_on_and_comes_back(sealed_pair: tuple[TcpStream, TcpStream]) -> None:
+    client, server = sealed_pair
+    server.send(b"one")
+    client.send(b"what")
+    assert receive(server, 2) == b"wh"  # the rest was opened and not taken
+    other = lend(server)
+    assert receive(other, 2) == b"at"
+    other.send(b"two")
+    state = other.lend()
+    other.close()  # without a goodbye: it is not over
+    server.go_on(state)
+    client.send(b"more")
+    assert receive(server, 4) == b"more"
+    server.send(b"three")
+    server.close()
+    assert receive_all(client) == b"onetwothree"
+
+
+def test_whoever_lent_a_stream_says_nothing_on_it(sealed_pair: tuple[TcpStream, TcpStream]) -> None:
+    """Its next record would have a number that the other process uses, too."""
+    client, server = sealed_pair
+    other = lend(server)
+    server.close()
+    other.send(b"still here")
+    assert receive(client, 10) == b"still here"
+    other.close()
+    assert receive_all(client) == b""
+
+
+def test_whoever_lent_a_stream_can_abort_it(sealed_pair: tuple[TcpStream, TcpStream]) -> None:
+    client, server = sealed_pair
+    other = lend(server)
+    server.abort()
+    for waiting in (other, client):
+        with pytest.raises(ConnectionLostError):
+            receive(waiting, 1)
+    other.close()
+
+
+def test_only_a_sealed_stream_can_be_lent(identity: Identity) -> None:
+    client, server = connect_tls(two_sockets(), identity)
+    with pytest.raises(ProtocolError):
+        server.lend()
+    for stream in (client, server):
+        stream.abort()
+        stream.close()

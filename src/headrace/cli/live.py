@@ -45,6 +45,7 @@ class LiveShare:
             "addresses": server.addresses,
             "transports": list(server.transports),
             "write": server.incoming is not None,
+            "workers": server.workers,
             "seconds": round(time.monotonic() - self._started, 3),
             **self._limits(),
             "clock": view.clock,

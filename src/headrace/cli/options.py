@@ -310,6 +310,14 @@ IDLE_TIMEOUT: Final = _option(
     metavar="TIME",
     help="Cut a client off when nothing travels for this long. Without: it may rest, as a mount does.",
 )
+WORKERS: Final = _option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Processes that serve bulk beside the first, for machines with many cores and many clients at once.",
+)
 EXPIRE: Final = _option("--expire", type=Duration(), metavar="TIME", help="Stop sharing after this time, as in 2h.")
 NO_DISCOVERY: Final = _option(
     "--no-discovery", is_flag=True, help="Do not announce the share on the LAN; CODE alone does not find it then."
@@ -523,6 +531,7 @@ OPTIONS: Final[Mapping[str, tuple[click.Option, ...]]] = {
         IO,
         DATA_PLANE,
         BUFFERS,
+        WORKERS,
         COMPRESS,
         *_WATCHED,
         JSON,

@@ -52,6 +52,7 @@ def share(
     limit_peer: int | None,
     data_plane: str,
     buffers: int,
+    workers: int,
     io: str,
     compress: int,
 ) -> None:
@@ -88,6 +89,7 @@ def share(
             limit_peer=limit_peer,
             data_plane=data_plane,
             buffers=buffers,
+            workers=workers,
             io=io,
             discovery=not no_discovery,
             allow=allow,

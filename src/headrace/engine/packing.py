@@ -11,7 +11,9 @@ from headrace.engine.compress import Compressors, FileCompressor, is_compressed_
 from headrace.engine.link_rate import LinkRate
 from headrace.errors import ProtocolError
 from headrace.protocol.messages import CHUNK_SIZE, HOST_DECIDES, MAX_LEVEL, MAX_PART, NOT_PACKED, READ_SIZE
+from headrace.protocol.session import ZSTD, Agreed
 from headrace.transport.framed import MessageStream
+from headrace.transport.tcp import TcpStream, is_local
 
 LONG: Final = 0.005  # seconds of round trip, from which on it says something about a stream that has sent nothing yet
 TUNNEL: Final = 20e6  # bytes a second; who takes no more than this on this machine is the end of a longer path
@@ -83,6 +85,17 @@ class Packing:
         began = self._clock()
         yield
         self._link.sent(count, began, self._clock())
+
+
+def packing_for(
+    compressors: Compressors | None, messages: MessageStream, agreed: Agreed, address: str
+) -> Packing | None:
+    """None where one of both sides does not compress. address: the peer's."""
+    if compressors is None or ZSTD not in agreed.features:
+        return None
+    stream = messages.stream
+    near = stream.near if isinstance(stream, TcpStream) else is_local(address)
+    return Packing(compressors, messages, near=near)
 
 
 def _expected(stream: MessageStream) -> float | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.engine.metrics import backend_samples, buffer_samples, stage_samples
 from headrace.host import udp
-from headrace.observe.metrics import Sample
+from headrace.observe.metrics import WORKER_FALLBACKS, Sample
 
 if TYPE_CHECKING:
     from headrace.host.session import Share
@@ -23,6 +23,10 @@ def share_samples(share: Share) -> Iterator[Sample]:
     for reason, count in udp.FALLBACKS.copy().items():
         yield Sample("quic_fallbacks", count, (reason,))
     yield Sample("written_bytes", share.incoming.received.total if share.incoming else 0)
+    if share.workers:
+        yield from share.workers.samples()
+    for reason, count in WORKER_FALLBACKS.counts().items():
+        yield Sample("worker_fallbacks", count, (reason,))
     yield from stage_samples(share.registry.spent())
     yield from buffer_samples(share.buffers)
     yield from backend_samples(share.tree.io.name)

@@ -66,6 +66,7 @@ class PeerLimits:
     def __init__(self, rate: float | None = None) -> None:
         """rate: bytes a second in each direction; None: no limit. ValueError unless it is positive."""
         Limit(rate)  # for its check
+        self.on_change: Callable[[], None] | None = None  # called after the rate was set
         self._rate = rate
         self._lock = threading.Lock()
         self._limits: dict[bytes, Limit] = {}
@@ -82,6 +83,8 @@ class PeerLimits:
             self._rate = rate
             for limit in self._limits.values():
                 limit.rate = rate
+        if self.on_change:
+            self.on_change()
 
     def begin(self, peer: bytes) -> Limit:
         """The limit of a peer that comes."""

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from headrace import config
 from headrace._version import __version__
-from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for
+from headrace.engine.buffers import DEFAULT_LIMIT, buffers_for, check_limit
 from headrace.engine.compress import Compressors, check_level
 from headrace.errors import ConnectionLostError, LocalDiskError, NotFoundError, UsageError
 from headrace.host.allowed import Allowed
 from headrace.host.guesses import GuessLimit
 from headrace.host.handshakes import Handshakes
+from headrace.host.kept import kept_hashes
 from headrace.host.limits import Limits
 from headrace.host.registry import Registry
 from headrace.host.session import Event, Served, Share, serve
@@ -30,11 +31,11 @@ from headrace.host.udp import UdpSide, fall_back
 from headrace.host.watch import Watcher
 from headrace.observe.metrics import QUIC_WANTED, Sample
 from headrace.protocol.codes import Code
-from headrace.protocol.messages import HOST_DECIDES, NOT_PACKED
+from headrace.protocol.messages import CHUNK_SIZE, HOST_DECIDES, NOT_PACKED
 from headrace.protocol.paths import ROOT
 from headrace.protocol.session import Versions
 from headrace.storage.fileio import FileIO
-from headrace.storage.manifest import HashCache, HashStore
+from headrace.storage.manifest import HashCache
 from headrace.storage.oserrors import label
 from headrace.storage.platform import platform_io
 from headrace.storage.tree import SharedTree
@@ -47,10 +48,12 @@ from headrace.transport.zerocopy import wants_clear
 
 if TYPE_CHECKING:
     from headrace.host.incoming import Incoming
+    from headrace.host.workers import Workers
 
 log = logging.getLogger("headrace.host")
 
 BACKLOG: Final = 256
+MAX_WORKERS: Final = 64
 STOP_TIMEOUT: Final = 5.0
 GUESS_PATIENCE: Final = 0.8  # of the time that a handshake may take
 ANY: Final = ("", "0.0.0.0", "::")  # to bind to these is to bind to all addresses
@@ -88,6 +91,7 @@ class ShareServer:
         max_clients: int | None = None,
         limits: Limits = Limits(),
         write: bool = False,
+        workers: int = 0,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """paths: at least one. port: 0 picks a free one. bind: an address, empty for all of IPv4 and IPv6.
@@ -103,10 +107,13 @@ class ShareServer:
         allow: networks, as in 192.168.0.0/16, from which connections are taken; none: from everywhere. max_clients:
         peers that may be connected at once. limits: what each of them, and strangers, may take of the share.
         write: clients may write into the share, which must be one folder then.
+        workers: processes that serve bulk beside this one; see host.workers. The buffers are divided among all.
 
         Raises NotFoundError, PermissionRefusedError, UsageError, LocalDiskError.
         """
-        pool, clear = buffers_for(io, buffers), wants_clear(data_plane)
+        workers = _possible(workers)
+        part = max(CHUNK_SIZE, check_limit(buffers) // (workers + 1))  # every process has its own
+        pool, clear = buffers_for(io, part), wants_clear(data_plane)
         home = home or config.home()
         self.code = code or Code.generate(os.urandom)
         self._on_event = on_event
@@ -129,6 +136,8 @@ class ShareServer:
             undo.pop_all()
         self._watcher = Watcher(self._tree)
         self.incoming = incoming
+        compressors = _compressors(compress)
+        self._workers = self._make_workers(workers, home, io, part, compressors) if workers else None
         self._share = Share(
             tree=self._tree,
             code=self.code,
@@ -137,7 +146,7 @@ class ShareServer:
             guesses=GuessLimit(on_lock=self._locked, patience=GUESS_PATIENCE * self.limits.handshake),
             agent=f"headrace {__version__}",
             versions=versions,
-            hashes=HashCache(store=lambda: _kept_hashes(home)),
+            hashes=HashCache(store=lambda: kept_hashes(home)),
             buffers=pool,
             limit=self.limit,
             registry=self.registry,
@@ -145,7 +154,8 @@ class ShareServer:
             incoming=incoming,
             clear=clear,
             limits=self.limits,
-            compressors=_compressors(compress),
+            compressors=compressors,
+            workers=self._workers,
             on_event=on_event,
         )
         self.port: int = self._listener.getsockname()[1]
@@ -184,10 +194,30 @@ class ShareServer:
             for sock in refused:
                 sock.close()
 
+    def _make_workers(self, count: int, home: Path, io: str, buffers: int, compressors: Compressors | None) -> Workers:
+        from headrace.host.workers import Workers
+
+        workers = Workers(
+            count,
+            tree=self._tree,
+            home=home,
+            io=io,
+            buffers=buffers,
+            compressors=compressors,
+            limited=lambda: self.limit.rate is not None or self.limit_peer.rate is not None,
+        )
+        self.limit.on_change = self.limit_peer.on_change = workers.limits_changed
+        return workers
+
     @property
     def transports(self) -> tuple[str, ...]:
         """By which it can be reached, as far as is known; QUIC's part is sure a second after the start."""
         return ("tcp", "quic") if self._udp and not self._udp.problem else ("tcp",)
+
+    @property
+    def workers(self) -> int:
+        """Worker processes that are ready; those that were asked for start a moment after the share."""
+        return self._workers.up if self._workers else 0
 
     @property
     def name(self) -> str:
@@ -221,6 +251,8 @@ class ShareServer:
 
     def start(self) -> None:
         self._accepting.start()
+        if self._workers:
+            self._workers.start()
         if self._udp:
             self._udp.start()
         if self._announcer:
@@ -239,6 +271,8 @@ class ShareServer:
         for stream in serving.values():
             stream.abort()
         self._watcher.close()
+        if self._workers:
+            self._workers.stop()
         if self._accepting.is_alive():
             self._accepting.join(STOP_TIMEOUT)
         for thread in serving:
@@ -377,6 +411,17 @@ def _compressors(compress: int) -> Compressors | None:
     return Compressors() if compress == HOST_DECIDES else Compressors(compress)
 
 
+def _possible(workers: int) -> int:
+    """So many, or 0 where this system cannot have them. Raises UsageError."""
+    if not 0 <= workers <= MAX_WORKERS:
+        raise UsageError(f"{workers} is no number of workers", hint=f"There are 0 to {MAX_WORKERS}.")
+    if not workers:
+        return 0
+    from headrace.host.workers import can_lend  # few want it
+
+    return workers if can_lend() else 0
+
+
 def _listen(bind: str, port: int) -> socket.socket:
     """A listening socket; without `bind` one that takes IPv6 and IPv4 where the machine has both."""
     try:
@@ -400,15 +445,6 @@ def _listen(bind: str, port: int) -> socket.socket:
         if isinstance(why, PermissionError):
             raise LocalDiskError(f"not allowed to listen on {where}", hint="Ports under 1024 need root.") from why
         raise UsageError(f"cannot listen on {where} ({why})") from why
-
-
-def _kept_hashes(home: Path) -> HashStore | None:
-    try:
-        from headrace.storage.manifest_store import ManifestStore  # with SQLite; a share of small files needs neither
-    except ImportError as why:  # a Python without SQLite
-        log.warning("hashes of files do not outlive this share: %s", why)
-        return None
-    return ManifestStore(home)
 
 
 def _own_addresses() -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.engine.buffers import BufferPool, Buffers
 from headrace.engine.compress import Compressors
-from headrace.engine.packing import Packing
+from headrace.engine.packing import packing_for
 from headrace.errors import ConnectionLostError, HeadraceError, LocalDiskError, ProtocolError
 from headrace.host.gate import Gate
 from headrace.host.guesses import GuessLimit
@@ -32,11 +32,12 @@ from headrace.transport.framed import MessageStream
 from headrace.transport.identity import Identity
 from headrace.transport.pacing import Limit, pace
 from headrace.transport.quic.stream import QuicStream
-from headrace.transport.tcp import STALL_TIMEOUT, TcpStream, is_local
+from headrace.transport.tcp import STALL_TIMEOUT, TcpStream
 from headrace.transport.trust import Peers
 
 if TYPE_CHECKING:
     from headrace.host.incoming import Incoming
+    from headrace.host.workers import Workers
     from headrace.host.writing import Writing
 
 log = logging.getLogger("headrace.host")
@@ -69,6 +70,7 @@ class Share:
     watcher: Watcher | None = None
     limits: Limits = Limits()
     incoming: Incoming | None = None
+    workers: Workers | None = None
     on_event: Callable[[Event], None] = lambda event: None
 
 
@@ -210,7 +212,7 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         share.on_event(
             {"event": "peer", "state": "connected", "agent": agreed.agent, "protocol": agreed.version, **peer}
         )
-    packing = _packing(messages, share, agreed, address)
+    packing = packing_for(share.compressors, messages, agreed, address)
     handler = RequestHandler(
         *(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing),
         times=lambda: (ledger.spent(), min(filter(None, (share.limit.rate, share.registry.limits.rate)), default=0.0)),
@@ -220,6 +222,8 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         patience.writing = writing
     started = time.monotonic()
     try:
+        if share.workers and not writing and isinstance(messages.stream, TcpStream):
+            share.workers.lend(messages, messages.stream, agreed, address, handler.served)
         while True:
             received = messages.receive()
             if received is None or isinstance(received[0], Goodbye):
@@ -272,14 +276,6 @@ def _writing(messages: MessageStream, share: Share, agreed: Agreed) -> Writing |
     from headrace.host.writing import Writing  # most shares are only read
 
     return Writing(share.incoming, messages, agreed.peer, share.buffers, unpacks=ZSTD in agreed.features)
-
-
-def _packing(messages: MessageStream, share: Share, agreed: Agreed, address: str) -> Packing | None:
-    if share.compressors is None or ZSTD not in agreed.features:
-        return None
-    stream = messages.stream
-    near = stream.near if isinstance(stream, TcpStream) else is_local(address)
-    return Packing(share.compressors, messages, near=near)
 
 
 def _tell(messages: MessageStream, error: HeadraceError) -> None:

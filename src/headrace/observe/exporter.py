@@ -18,7 +18,18 @@ from prometheus_client.exposition import make_wsgi_app
 
 from headrace._version import __version__
 from headrace.errors import UsageError
-from headrace.observe.metrics import BY_NAME, PREFIX, RANDOM_READ, Family, Figures, Sample, Source, checked, own_samples
+from headrace.observe.metrics import (
+    BY_NAME,
+    PREFIX,
+    RANDOM_READ,
+    Family,
+    Figures,
+    Sample,
+    Source,
+    checked,
+    own_samples,
+    plus,
+)
 
 log = logging.getLogger("headrace.metrics")
 
@@ -98,11 +109,7 @@ class MetricsServer:
                 for sample in source():
                     sample = checked(sample)
                     key = (sample.name, sample.labels)
-                    before = sums.get(key, 0.0)
-                    if isinstance(sample.value, Figures) or isinstance(before, Figures):
-                        sums[key] = sample.value
-                    else:
-                        sums[key] = before + sample.value
+                    sums[key] = plus(sums[key], sample.value) if key in sums else sample.value
             except Exception:  # a bug in what is told must not end what it is about; the others are still told
                 log.exception("some metrics could not be read")
         with self._lock:

@@ -81,6 +81,11 @@ def about(**ids: str) -> Iterator[None]:
         _thread.reset(token)
 
 
+def now_about() -> Mapping[str, str]:
+    """What lines of this thread are about now."""
+    return _thread.get()
+
+
 class HumanFormatter(logging.Formatter):
     """`14:03:22 warning: MESSAGE`. details: also milliseconds, the logger, the thread and tracebacks."""
 

@@ -24,6 +24,7 @@ TRANSPORTS: Final = ("tcp", "quic")
 BACKENDS: Final = ("uring", "posix", "plain")
 RING_PROBLEMS: Final = ("not_linux", "no_ctypes", "disabled", "forbidden", "kernel_too_old", "no_memory", "failed")
 QUIC_PROBLEMS: Final = ("failed", "silent", "rejected", "missing", "name", "no_quic")
+WORKER_PROBLEMS: Final = ("start", "died", "silent", "unsupported")
 TARGET_REASONS: Final = (
     *("start", "forced", "bdp", "bufferbloat", "held", "recovered", "probe", "route", "no-rtt", "climb"),
 )
@@ -67,6 +68,15 @@ class Figures(NamedTuple):
     total: float
 
 
+def plus(one: float | Figures, other: float | Figures) -> float | Figures:
+    """Two values of one family and its labels together. Histograms have the same buckets then."""
+    if isinstance(one, Figures) and isinstance(other, Figures):
+        buckets = [(name, a + b) for (name, a), (_, b) in zip(one.buckets, other.buckets, strict=True)]
+        return Figures(buckets, one.total + other.total)
+    assert not isinstance(one, Figures) and not isinstance(other, Figures)
+    return one + other
+
+
 Source = Callable[[], Iterable[Sample]]
 
 _DIRECTION: Final = {"direction": ("sent", "received")}
@@ -91,6 +101,15 @@ FAMILIES: Final = (
     Family("unknown_messages", "counter", "Messages of a type that this version does not know; they are skipped."),
     # a share and its peers
     Family("peers", "gauge", "Peers that are connected.", where=_SHARE),
+    Family("workers", "gauge", "Worker processes that are ready for streams.", where=_SHARE),
+    Family("loans", "counter", "Streams that were given to worker processes.", where=_SHARE),
+    Family(
+        "worker_fallbacks",
+        "counter",
+        "Worker processes that could not be had or were lost.",
+        {"reason": WORKER_PROBLEMS},
+        _SHARE,
+    ),
     Family("wrong_codes", "counter", "Attempts with a wrong code.", where=_SHARE),
     Family("lockouts", "counter", "Times that the share locked itself for new peers.", where=_SHARE),
     Family("turned_away", "counter", "Connections that a limit turned away or ended.", {"limit": LIMITS}, _SHARE),
@@ -235,6 +254,7 @@ HANDSHAKES: Final = Counts()  # by protocol version
 QUIC_WANTED: Final = Counts()
 OUTAGES: Final = Counts()
 IO_WANTED: Final = Counts()
+WORKER_FALLBACKS: Final = Counts()  # by reason
 FIRST_BYTE: Final = Latencies((0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0))
 RANDOM_READ: Final = Latencies((0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0))
 

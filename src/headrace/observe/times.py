@@ -102,6 +102,13 @@ class StreamTimes:
         self.stage.seconds += now - self.since
         self.since = now
 
+    def count(self, elsewhere: Spent) -> None:
+        """Instead of the time that went by here since the last moment that was counted: what another process spent on
+        the stream."""
+        for stage, seconds in zip(STAGES, elsewhere, strict=True):
+            getattr(self, stage).seconds += seconds
+        self.since = self.clock()
+
     def spent(self) -> Spent:
         """What was counted so far: a stage that lasts is counted when it is left. It never goes back."""
         return Spent(

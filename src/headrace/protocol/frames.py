@@ -140,6 +140,10 @@ class FrameDecoder:
             self.skip_payload()
         return Head(message, payload)
 
+    def rest(self) -> bytes:
+        """What was fed and not used, where no frame has begun."""
+        return bytes(self._buffer[self._start :])
+
     def take_payload(self, into: memoryview) -> int:
         """Moves buffered payload bytes into `into`; how many that were (0 when none are buffered)."""
         count = min(len(into), self.payload_left, self.buffered)

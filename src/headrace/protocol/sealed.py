@@ -16,7 +16,8 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,25 +34,42 @@ SHORT_BUFFER: Final = HEADER.size + SHORT + TAG
 REKEY_AFTER: Final = 1 << 18  # records, 64 GiB: AES-GCM wants a new key before 2^34.5 blocks (RFC 8446, section 5.5)
 
 
-class _Key:
-    """One direction's keys: a new one each REKEY_AFTER records."""
+@dataclass(frozen=True, slots=True)
+class SealedState:
+    """Where a stream stands between two messages: all that another process needs to go on with it.
 
-    def __init__(self, secret: bytes, label: bytes) -> None:
-        self._secret = _derive(secret, label)
-        self._number = 0
+    The secrets and the numbers of the next records, outward and inward. arrived: bytes off the wire that were not
+    opened yet. opened: plaintext that nobody took. ended: the peer has said that nothing more will come.
+    """
+
+    out_secret: bytes = field(repr=False)
+    out_number: int
+    in_secret: bytes = field(repr=False)
+    in_number: int
+    arrived: bytes = field(default=b"", repr=False)
+    opened: bytes = field(default=b"", repr=False)
+    ended: bool = False
+
+
+class _Key:
+    """One direction's keys, each for REKEY_AFTER records. secret: the present one's. number: of the next record."""
+
+    def __init__(self, secret: bytes, number: int = 0) -> None:
+        self.secret = secret
+        self.number = number
         self._cipher = self._next_cipher()
 
     def _next_cipher(self) -> AESGCM:
-        return AESGCM(_derive(self._secret, b"key")[:16])
+        return AESGCM(_derive(self.secret, b"key")[:16])
 
     def next(self) -> tuple[AESGCM, bytes]:
         """The cipher and the nonce for the next record."""
-        if self._number == REKEY_AFTER:
-            self._secret = _derive(self._secret, b"next")
+        if self.number == REKEY_AFTER:
+            self.secret = _derive(self.secret, b"next")
             self._cipher = self._next_cipher()
-            self._number = 0
-        nonce = self._number.to_bytes(12, "big")
-        self._number += 1
+            self.number = 0
+        nonce = self.number.to_bytes(12, "big")
+        self.number += 1
         return self._cipher, nonce
 
 
@@ -68,15 +86,36 @@ class SealedRecords:
 
     def __init__(self, secret: bytes, *, server: bool, early: bytes = b"") -> None:
         ours, theirs = (b"host", b"client") if server else (b"client", b"host")
-        self._out = _Key(secret, ours)
-        self._in = _Key(secret, theirs)
+        self._begin(SealedState(_derive(secret, ours), 0, _derive(secret, theirs), 0, early))
+
+    def _begin(self, state: SealedState) -> None:
+        early = state.arrived
+        self._out = _Key(state.out_secret, state.out_number)
+        self._in = _Key(state.in_secret, state.in_number)
         self._outbox = memoryview(bytearray(FIRST_BUFFER))
         self._inbox = memoryview(bytearray(max(FIRST_BUFFER, len(early))))
         self._inbox[: len(early)] = early
         self._start, self._stop = 0, len(early)  # of what has arrived and was not opened yet
         self._spare = memoryview(b"")
-        self._opened = memoryview(b"")  # plaintext that found no room with the reader
-        self.ended = False
+        self._opened = memoryview(state.opened)  # plaintext that found no room with the reader
+        self.ended = state.ended
+
+    @classmethod
+    def resumed(cls, state: SealedState) -> Self:
+        """Goes on where others stopped: those must never be used again, or a nonce would be used twice."""
+        records = cls.__new__(cls)
+        records._begin(state)
+        return records
+
+    @property
+    def state(self) -> SealedState:
+        """Where they stand now, for `resumed`."""
+        return SealedState(
+            *(self._out.secret, self._out.number, self._in.secret, self._in.number),
+            arrived=bytes(self._inbox[self._start : self._stop]),
+            opened=bytes(self._opened),
+            ended=self.ended,
+        )
 
     # ---- out -------------------------------------------------------------------------------------------------------
 

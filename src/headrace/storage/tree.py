@@ -40,6 +40,7 @@ _REGULAR: Final = stat.S_IFREG
 _TIMES: Final = (1 << 63) - 1
 
 Entries = list[Entry]
+_Descriptors = list[int]
 _Names = list[bytes]  # spelt here, because in SharedTree `list` is a method
 Part = tuple[RelPath, Entries, HeadraceError | None]
 _Waiting = list[tuple[RelPath, _Names]]  # folders, and the names of those in them that are still to be visited
@@ -70,6 +71,21 @@ class _Anchor:
 
     fd: int
     leaf: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeHandles:
+    """An open tree, for a process that has its descriptors under the same numbers."""
+
+    name: bytes
+    root: _Anchor | None
+    members: dict[bytes, _Anchor]
+    mtime_ns: int
+
+    @property
+    def descriptors(self) -> _Descriptors:
+        """All of them."""
+        return [anchor.fd for anchor in (self.root, *self.members.values()) if anchor]
 
 
 class SharedTree:
@@ -122,6 +138,15 @@ class SharedTree:
         if len(paths) == 1:
             return cls(root_name, anchors.popitem()[1], {}, newest, io)
         return cls(root_name, None, anchors, newest, io)
+
+    def handles(self) -> TreeHandles:
+        """What `inherited` takes, in another process. The descriptors stay this tree's."""
+        return TreeHandles(self._root_name, self._root, self._members, self._mtime_ns)
+
+    @classmethod
+    def inherited(cls, handles: TreeHandles, io: FileIO = POSIX) -> Self:
+        """The same tree, whatever its paths lead to by now. Takes the descriptors over."""
+        return cls(handles.name, handles.root, handles.members, handles.mtime_ns, io)
 
     def close(self) -> None:
         """Ends the share. Files that are open already stay readable; further calls raise NotFoundError."""

@@ -196,6 +196,11 @@ class MessageStream:
                 self._decoder.payload_taken_elsewhere(count)
                 position += count
 
+    def unused(self, message: Message, payload: int) -> bytes:
+        """`message`, which was received and whose payload of so many bytes was not, and whatever came behind it: for
+        who goes on with the stream elsewhere. This object is of no use then."""
+        return encode_frame(message, payload) + bytes(self._whole or b"") + self._decoder.rest()
+
     def skip_payload(self) -> None:
         """Drops the rest of the payload as it arrives."""
         self._whole = None

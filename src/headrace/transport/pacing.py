@@ -166,6 +166,7 @@ class Limit:
 
     def __init__(self, rate: float | None) -> None:
         """rate: as Bucket's, for each direction. ValueError unless it is positive."""
+        self.on_change: Callable[[], None] | None = None  # called after the rate was set
         self.inward = Bucket(rate)
         self.outward = Bucket(rate)
 
@@ -178,6 +179,8 @@ class Limit:
     def rate(self, rate: float | None) -> None:
         self.inward.rate = rate
         self.outward.rate = rate
+        if self.on_change:
+            self.on_change()
 
 
 def pace(stream: Paced, *limits: Limit) -> None:

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from headrace.errors import ConnectionLostError, ProtocolError
 from headrace.protocol.pake import fingerprint_of
@@ -21,6 +21,9 @@ from headrace.transport.pacing import Pace
 from headrace.transport.records import Records, TlsRecords
 from headrace.transport.shaping import Shaper, shaper
 from headrace.transport.zerocopy import FALLBACKS, UnsupportedError, platform_send, wait_writable
+
+if TYPE_CHECKING:
+    from headrace.protocol.sealed import SealedState
 
 log = logging.getLogger("headrace.tcp")
 
@@ -45,16 +48,29 @@ class TcpStream:
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, *, server: bool, timeout: float = STALL_TIMEOUT
     ) -> None:
+        self._prepare(sock, timeout, server=server)
+        self._tls: TlsRecords | None = TlsRecords(context, server=server)
+        self._records: Records = self._tls
+
+    @classmethod
+    def resumed(cls, sock: socket.socket, state: SealedState, *, timeout: float = STALL_TIMEOUT) -> Self:
+        """A host's stream that another process lends; see `lend`. Takes `sock` over. It counts from 0."""
+        stream = cls.__new__(cls)
+        stream._prepare(sock, timeout, server=True)
+        stream._tls = None
+        stream.go_on(state)
+        return stream
+
+    def _prepare(self, sock: socket.socket, timeout: float, *, server: bool) -> None:
         self._sock = sock
         self._server = server
-        self._tls = TlsRecords(context, server=server)
-        self._records: Records = self._tls
         self.zero_copy = platform_send()
         self.pace_in: Pace | None = None
         self.pace_out: Pace | None = None
         self.patient: Callable[[bool], bool] | None = None
         self._closed = False
         self._aborted = False
+        self._lent = False
         self.bytes_in = 0
         self.bytes_out = 0
         self._timeout: float | None = timeout
@@ -64,26 +80,28 @@ class TcpStream:
     def handshake(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """The TLS handshake, within `timeout` seconds in all. Raises ssl.SSLError and OSError as they come."""
         deadline = time.monotonic() + timeout
+        tls = self._tls
+        assert tls is not None
         while True:
             try:
-                over = self._tls.shake()
+                over = tls.shake()
             except ssl.SSLError:
                 # What OpenSSL has to say about it (an alert) helps the other side to a clear message.
                 with contextlib.suppress(OSError, ConnectionLostError):
-                    self._put(self._tls.pending())
+                    self._put(tls.pending())
                 raise
-            self._put(self._tls.pending())
+            self._put(tls.pending())
             if over:
                 break
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the TLS handshake took too long")
             self._sock.settimeout(left)
-            count = self._sock.recv_into(self._tls.room(0))
+            count = self._sock.recv_into(tls.room(0))
             if not count:
                 raise ConnectionResetError("closed during the TLS handshake")
             self.bytes_in += count
-            self._tls.arrived(count)
+            tls.arrived(count)
         self._sock.settimeout(self._timeout)
 
     def seal(self, secret: bytes) -> None:
@@ -93,19 +111,45 @@ class TcpStream:
         """
         from headrace.protocol.sealed import SealedRecords  # its library takes 25 ms to import
 
-        if self._records is not self._tls:
+        if self._tls is None or self._records is not self._tls:
             raise ProtocolError("a stream that is sealed already")
         self._records = SealedRecords(secret, server=self._server, early=self._tls.leave())
+
+    def lend(self) -> SealedState:
+        """Where a sealed stream stands, for another process that has a descriptor of its socket: `resumed` there.
+
+        Until `go_on` this side may do no more than abort it, and close it without a goodbye. ProtocolError for one that
+        is not sealed.
+        """
+        from headrace.protocol.sealed import SealedRecords
+
+        if not isinstance(self._records, SealedRecords):
+            raise ProtocolError("a stream that is not sealed cannot be lent")
+        self._lent = True
+        return self._records.state
+
+    def go_on(self, state: SealedState) -> None:
+        """It is this process's again, as the other one left it."""
+        from headrace.protocol.sealed import SealedRecords
+
+        self._records = SealedRecords.resumed(state)
+        self._lent = False
+        self._sock.settimeout(self._timeout)  # the other process may have changed how the socket blocks
+
+    def fileno(self) -> int:
+        """The socket's descriptor; the stream's own."""
+        return self._sock.fileno()
 
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of the peer's certificate; empty where it showed none."""
+        assert self._tls is not None
         der = self._tls.tls.getpeercert(binary_form=True)
         return fingerprint_of(der) if der else b""
 
     @property
     def speaks_headrace(self) -> bool:
-        return self._tls.tls.selected_alpn_protocol() == ALPN
+        return self._tls is not None and self._tls.tls.selected_alpn_protocol() == ALPN
 
     def send(self, *parts: bytes | memoryview) -> None:
         record = self._records.protect_short(*parts)
@@ -251,7 +295,7 @@ class TcpStream:
             records.arrived(count)
 
     def _fill(self, wanted: int) -> None:
-        if self._records is self._tls:
+        if self._tls is not None and self._records is self._tls:
             self._put(self._tls.pending())  # the answer to a key update
         self._records.arrived(self._receive(self._records.room(wanted)))
 
@@ -334,6 +378,9 @@ class TcpStream:
         if self._closed:
             return
         self._closed = True
+        if self._lent:  # whoever has it says the goodbye
+            self._sock.close()
+            return
         with contextlib.suppress(OSError, ssl.SSLError, ConnectionLostError):
             self._sock.settimeout(LINGER)
             self._put(self._records.goodbye())
