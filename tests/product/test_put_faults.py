@@ -12,6 +12,7 @@ from tests.storage.powerloss import ForgetfulDisk, PowerCutError, forgetful
 
 import headrace
 from headrace.errors import HeadraceError
+from headrace.storage import partial
 from headrace.storage.inflight import is_inflight_name
 
 from .faults import CLOCK_SET_BACK, failing_reads, failing_writes, few_descriptors, stall_timeout
@@ -172,7 +173,7 @@ def homes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 @pytest.mark.parametrize("names", [None, 1, 150])
 def test_no_name_comes_before_its_bytes_are_on_disk(
-    tree: Path, share: Path, homes: tuple[Path, Path], names: int | None
+    tree: Path, share: Path, homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, names: int | None
 ) -> None:
     """names: after so many the power goes; None: never, and then `done` means all of it."""
     disk = ForgetfulDisk(share, cut_after=names)
@@ -196,5 +197,6 @@ def test_no_name_comes_before_its_bytes_are_on_disk(
     expected, left = contents(tree), contents(share / "in")
     assert left == {name: expected[name] for name in left}
     if names is not None:
+        monkeypatch.setattr(partial, "current_boot_id", lambda: b"the next boot")
         send()
     assert contents(share / "in") == expected

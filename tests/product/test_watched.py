@@ -57,7 +57,7 @@ def value(text: str, name: str) -> float:
 
 def exported(text: str, where: str) -> None:
     """Asserts that what belongs to this command is there, unless it only comes with something that did not happen."""
-    rare = {"handshakes", "quic_fallbacks", "io_fallbacks", "rtt_baseline_seconds", "rtt_seconds"}
+    rare = {"worker_fallbacks", "handshakes", "quic_fallbacks", "io_fallbacks", "rtt_baseline_seconds", "rtt_seconds"}
     for family in FAMILIES:
         if where in family.where and family.name not in rare:
             assert re.search(rf"(?m)^{family.exported}(_count)?[{{ ]", text), family.name

@@ -25,6 +25,9 @@ def share_samples(share: Share) -> Iterator[Sample]:
     yield Sample("written_bytes", share.incoming.received.total if share.incoming else 0)
     if share.workers:
         yield from share.workers.samples()
+    else:
+        yield Sample("workers", 0)
+        yield Sample("loans", 0)
     for reason, count in WORKER_FALLBACKS.counts().items():
         yield Sample("worker_fallbacks", count, (reason,))
     yield from stage_samples(share.registry.spent())
