@@ -217,13 +217,15 @@ def _requests(messages: MessageStream, share: Share, agreed: Agreed, address: st
         *(share.tree, share.hashes, messages, agreed, share.buffers, share.gate, share.watcher, packing),
         times=lambda: (ledger.spent(), min(filter(None, (share.limit.rate, share.registry.limits.rate)), default=0.0)),
     )
-    writing = _writing(messages, share, agreed)
-    if writing and isinstance(patience := messages.stream.patient, _Patience):
+    writing, patience = _writing(messages, share, agreed), messages.stream.patient
+    asked_every = None
+    if isinstance(patience, _Patience):
         patience.writing = writing
+        asked_every = patience.asked_every if share.limits.idle is not None else None
     started = time.monotonic()
     try:
-        if share.workers and not writing and isinstance(messages.stream, TcpStream):
-            share.workers.lend(messages, messages.stream, agreed, address, handler.served)
+        if share.workers and isinstance(messages.stream, TcpStream):
+            share.workers.lend(messages, messages.stream, agreed, address, handler.served, asked_every)
         while True:
             received = messages.receive()
             if received is None or isinstance(received[0], Goodbye):

@@ -135,6 +135,13 @@ class Worker:
         self._channel.send(Back(lane.number, _NOTHING, lane.state))
 
     def _serve(self, lane: Lane, sock: socket.socket) -> None:
+        try:
+            self._serve_lent(lane, sock)
+        except BaseException:  # the share would wait for the lane for ever; so it hears that this process is gone
+            log.exception("the lane of %s is lost", lane.address)
+            os._exit(1)
+
+    def _serve_lent(self, lane: Lane, sock: socket.socket) -> None:
         stream = TcpStream.resumed(sock, lane.state)
         messages = MessageStream(stream)
         messages.enter_session()

@@ -4,7 +4,7 @@ The share's own process accepts, shakes hands, admits and counts, for all. Only 
 worker gets the descriptor of the lane's socket and where its records stand. The thread that would have served the lane
 waits meanwhile. A worker serves plain requests; before anything else, and at the end, it gives the lane back with where
 it stands now, and the thread goes on with it as if it had served it all along. So whatever is about the share or a peer
-as a whole (limits, watches, writes, status, the end) happens in one process. docs/decisions/025-workers.md
+as a whole (limits, watches, writes, status, the end) happens in one process. docs/decisions/027-workers.md
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
 
 from headrace.errors import BY_CODE, ConnectionLostError, HeadraceError
 from headrace.host.channel import Back, Channel, Figures, FromWorker, Lane, Limited, Log, Report, Setup, Up
@@ -179,11 +181,20 @@ class Workers:
 
     # ---- lanes -----------------------------------------------------------------------------------------------------
 
-    def lend(self, messages: MessageStream, stream: TcpStream, agreed: Agreed, address: str, served: Served) -> None:
+    def lend(
+        self,
+        messages: MessageStream,
+        stream: TcpStream,
+        agreed: Agreed,
+        address: str,
+        served: Served,
+        asked_every: float | None = None,
+    ) -> None:
         """Lends the lane to a worker, where there is one for it, and blocks until it is given back.
 
-        Counts on the stream, its times and `served` what the worker did. Raises the HeadraceError that the lane failed
-        with; ConnectionLostError where the worker is gone.
+        Counts on the stream, its times and `served` what the worker did. asked_every: seconds without news after which
+        the stream's `patient` says whether the client is still borne; None: it always is. Raises the HeadraceError that
+        the lane failed with; ConnectionLostError where the worker is gone, or the client is not borne any more.
         """
         if agreed.role != ROLE_DATA or not agreed.seal or not messages.idle or self._limited() or tracing.on():
             return
@@ -193,8 +204,15 @@ class Workers:
             return
         figures = Figures(0, 0, 0, Spent())
         base = Figures(stream.bytes_in, stream.bytes_out, served.bytes, figures.spent)
+        borne = True
         while True:
-            news = loan.news.get()
+            try:
+                news = loan.news.get(timeout=asked_every)
+            except queue.Empty:
+                borne = borne and (stream.patient is None or stream.patient(False))
+                if not borne:
+                    stream.abort()  # the worker sees its end, and gives the lane back
+                continue
             if news is None:
                 stream.abort()  # a worker that stands still has a descriptor of it, too
                 raise ConnectionLostError("the worker process that served it is gone")
@@ -205,6 +223,8 @@ class Workers:
             messages.times.count(figures.spent.since(before.spent))
             if isinstance(news, Back):
                 stream.go_on(news.state)
+                if not borne:
+                    raise ConnectionLostError("nothing arrived for too long")
                 if news.error:
                     raise BY_CODE.get(news.error, HeadraceError)(news.message)
                 return
@@ -310,7 +330,7 @@ class Workers:
         try:
             if self._listen(worker):
                 why, text = "silent", "said nothing for too long"
-        except (OSError, ConnectionLostError) as error:
+        except (OSError, ConnectionLostError, msgspec.DecodeError) as error:
             text = f"cannot be heard ({error})"
         finally:
             self._bury(place, worker, why, text)
@@ -352,26 +372,31 @@ class Workers:
     def _bury(self, place: int, worker: _Worker, why: str, text: str) -> None:
         worker.up = False
         worker.channel.shut()
-        if why == "silent":
-            worker.process.kill()
-        try:
-            worker.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
         with self._lock:
             loans, worker.loans = list(worker.loans.values()), {}
-            self._workers[place] = None
-            _add(self._past, [sample for sample in worker.samples if BY_NAME[sample.name].kind != "gauge"])
-            stopping = self._stopping
-        if not stopping:
-            code = worker.process.returncode
+        for loan in loans:  # first: a process may take its time to end
+            loan.news.put(None)
+        if why == "silent":
+            worker.process.kill()
+        code = _end_of(worker.process)
+        if not self._stopping:
             _fall_back(
                 why, f"{worker.name} {text} (exit code {code}); {len(loans)} connections come again by themselves"
             )
-        for loan in loans:
-            loan.news.put(None)
+        with self._lock:
+            self._workers[place] = None
+            _add(self._past, [sample for sample in worker.samples if BY_NAME[sample.name].kind != "gauge"])
         worker.channel.close()
+
+
+def _end_of(process: Process) -> int | None:
+    """Its exit code; None: it does not end, as where it hangs on a dead disk, although it was killed."""
+    for _ in range(2):
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return None
 
 
 def _fall_back(word: str, text: str) -> None:
