@@ -31,6 +31,7 @@ class ScriptedLink:
         self.version = VERSION
         self.clock = clock
         self.up = True
+        self.crowded = False
         self.phase = phase
         self.asked: list[tuple[int, int]] = []
         self.requests: list[Any] = []

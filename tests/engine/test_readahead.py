@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from headrace.engine.readahead import (
     BLOCK,
+    FAR_DEPTH,
     FRAGMENT,
+    LANES,
     LARGEST_WINDOW,
     LEAST_CHUNK,
-    MOST_LANES,
-    NEAR_LANES,
     Extent,
     Path,
     RateMeter,
@@ -80,8 +80,10 @@ def test_a_third_read_in_a_block_is_given_the_block() -> None:
     assert ahead.unit(MIB + 32 * KIB, 4096, NEAR) == BLOCK
 
 
-def test_where_round_trips_are_long_every_read_is_given_a_block() -> None:
-    assert ReadAhead(GIB).unit(500 * MIB, 4096, LONG) == BLOCK
+def test_where_round_trips_are_long_the_second_read_in_a_block_is_given_it() -> None:
+    ahead = ReadAhead(GIB)
+    assert ahead.unit(500 * MIB, 4096, LONG) == FRAGMENT
+    assert ahead.unit(500 * MIB + 64 * KIB, 4096, LONG) == BLOCK
 
 
 def test_a_seek_begins_anew() -> None:
@@ -92,6 +94,41 @@ def test_a_seek_begins_anew() -> None:
     assert (ahead.window, ahead.runs) == (0, runs + 1)
     extents = sequential(ahead, 5 * GIB, 5 * GIB + MIB)
     assert extents[0] == (5 * GIB + BLOCK, BLOCK)
+
+
+@pytest.mark.parametrize("habit", [MIB, 3 * MIB, 3 * MIB + 12 * KIB, 4 * MIB])
+@pytest.mark.parametrize("path", [NEAR, LONG, Path()])
+def test_who_reads_so_much_at_each_place_is_given_that_at_the_next(path: Path, habit: int) -> None:
+    ahead = ReadAhead(10 * GIB)
+    sequential(ahead, GIB, GIB + habit, path=path)
+    first = ahead.advance(2 * GIB, BLOCK, path)
+    rest = sequential(ahead, 2 * GIB + BLOCK, 2 * GIB + habit, path=path)
+    own = 0 if path.far else BLOCK  # nearby the reader itself fetches what it reads
+    assert first[0][0] == 2 * GIB + own
+    assert total(first) == -(-habit // BLOCK) * BLOCK - own, "at the first read"
+    assert rest == [], "and no more"
+    then = ahead.advance(2 * GIB + habit, BLOCK, path)
+    assert 0 < total(then) <= 4 * MIB, "until it goes on"
+    assert all(length & (length - 1) == 0 for _, length in first + then), "as a copy would ask for it"
+
+
+def test_who_goes_on_longer_than_before_is_read_ahead_of_again() -> None:
+    ahead = ReadAhead(10 * GIB)
+    for at in (GIB, 2 * GIB, 3 * GIB):
+        sequential(ahead, at, at + 4 * MIB)
+    extents = sequential(ahead, 4 * GIB, 4 * GIB + 64 * MIB)
+    position = 4 * GIB + BLOCK
+    for offset, length in extents:
+        assert offset - position in (0, BLOCK), "no overlap, and no gap but what was read before it was asked for"
+        position = offset + length
+    assert extents[-1][1] == CHUNK_SIZE
+
+
+def test_single_small_reads_are_no_habit() -> None:
+    ahead = ReadAhead(10 * GIB)
+    for at in (GIB, 2 * GIB, 3 * GIB):
+        ahead.advance(at, 4096, NEAR)
+    assert total(sequential(ahead, 4 * GIB, 4 * GIB + 16 * MIB)) > 16 * MIB
 
 
 def test_large_random_reads_are_read_ahead_of_less_and_less() -> None:
@@ -153,13 +190,22 @@ def test_the_window_is_bounded_by_what_the_reader_may_have() -> None:
 
 
 def test_a_slow_path_has_smaller_chunks() -> None:
-    assert Path(0.05, 12.5e6).chunk == 2 * MIB
-    assert Path(0.05, 125e3).chunk == LEAST_CHUNK
+    assert Path(0.0001, 12.5e6).chunk == 2 * MIB
+    assert Path(0.0001, 125e3).chunk == LEAST_CHUNK
     assert Path(0.0001, 600e6).chunk == CHUNK_SIZE
     assert Path().chunk == CHUNK_SIZE
-    assert Path(0.05, 125e3).window == 2 * MOST_LANES * LEAST_CHUNK
-    assert Path(0.0001, 600e6).lanes == NEAR_LANES
-    assert Path(0.05).lanes == MOST_LANES
+    assert Path(0.05, 125e3).window == 2 * LEAST_CHUNK
+    assert (Path(0.0001, 600e6).lanes, Path(0.0001, 600e6).depth) == (LANES, 1)
+    assert (Path(0.05).lanes, Path(0.05).depth, Path(0.05, 125e3).depth) == (1, FAR_DEPTH, 2)
+
+
+@pytest.mark.parametrize("rtt", [0.002, 0.02, 0.05, 0.2])
+@pytest.mark.parametrize("rate", [12.5e6, 125e6, 600e6])
+def test_what_is_on_its_way_fills_a_long_path_and_not_much_more(rtt: float, rate: float) -> None:
+    path = Path(rtt, rate)
+    flying = path.depth * path.chunk
+    assert flying >= min(rate * rtt, FAR_DEPTH * CHUNK_SIZE)
+    assert flying <= max(rate * rtt * 3, rate * 0.17, 2 * LEAST_CHUNK)
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from headrace.client.link import Link
-from headrace.client.prefetch import Prefetcher
+from headrace.client.pipeline import stream
+from headrace.client.prefetch import More, Prefetcher
 from headrace.client.session import Session
 from headrace.engine.exchange import EXCHANGES
 from headrace.engine.lane import Lane
@@ -108,58 +109,109 @@ class BlockReader:
 
     # ---- fetching --------------------------------------------------------------------------------------------------
 
-    def fill(self, file: BlockFile, span: Span, deadline: float, *, bulk: bool = False, wait: bool = True) -> None:
+    def fill(self, file: BlockFile, span: Span, deadline: float, *, bulk: bool = False) -> None:
         """Gets the bytes of a span that the caller claimed. Raises as BlockFile.read; the span has failed then."""
         try:
-            view, digest = self._get(file, span, deadline, bulk=bulk, wait=wait)
+            view, digest = self._cached(file, span), None
+            if view is None:
+                view, digest = self._fetch(file, span, deadline, bulk=bulk)
         except HeadraceError as why:
-            if isinstance(why, SourceChangedError):
-                span.file.stale = True
-            self.ram.failed(span, why)
+            self._failed(file, span, why)
             raise
         except BaseException:
-            self.ram.failed(span, HeadraceError("reading was interrupted"))
+            self._failed(file, span, HeadraceError("reading was interrupted"))
             raise
+        self._arrived(file, span, view, digest)
+
+    def _fill_ahead(self, file: BlockFile, span: Span, more: More[BlockFile]) -> None:
+        """On a thread of the prefetcher. Nobody is told of a failure but who waits for the span, and tries anew."""
+
+        def following() -> tuple[BlockFile, Span] | None:
+            """One that the disk's cache has is enough for now: meanwhile something may come from the host."""
+            if not self.path.far or not (wanted := more()) or self._settled(*wanted):
+                return None
+            self._measure(None)
+            return wanted
+
+        def arrived(file: BlockFile, span: Span, view: memoryview, digest: bytes) -> None:
+            self._measure(span.length)
+            self._ahead_bytes += span.length
+            self._arrived(file, span, view, digest)
+
+        def failed(file: BlockFile, span: Span, why: HeadraceError) -> None:
+            self._measure(0)
+            self._failed(file, span, why)
+
+        try:
+            if not self._settled(file, span):
+                assert self._link is not None
+                self._measure(None)
+                deadline = self.clock() + Prefetcher.PATIENCE
+                stream(self._link, deadline, lambda: self.path.depth, (file, span), following, arrived, failed)
+        except Exception:  # the thread is for others, too; who waits for the span tries by itself and hears of it
+            log.exception("reading ahead failed")
+
+    def _measure(self, came: int | None) -> None:
+        """Something was asked for ahead (None), or so many bytes of it came."""
+        with self._metering:
+            if came is None:
+                self._meter.began(self.clock())
+            else:
+                self._meter.ended(self.clock(), came)
+                self.path = Path(self.path.rtt, self._meter.rate)
+
+    def _settled(self, file: BlockFile, span: Span) -> bool:
+        """Whether the host need not be asked for a span: the disk's cache has it, or it cannot come."""
+        try:
+            view = self._cached(file, span)
+        except HeadraceError as why:
+            self._failed(file, span, why)
+            return True
+        except BaseException:
+            self._failed(file, span, HeadraceError("reading was interrupted"))
+            raise
+        if view is None:
+            return False
+        self._ahead_bytes += span.length
+        self._arrived(file, span, view, None)
+        return True
+
+    def _arrived(self, file: BlockFile, span: Span, view: memoryview, digest: bytes | None) -> None:
+        """digest: None where the bytes are from the disk's cache."""
+        if digest is None:
+            self._from_disk += span.length
+        else:
+            self._fetched += span.length
         self.ram.arrived(span, view)
         if digest and file.disk:
             self._keep(file.disk, span, digest)
 
-    def _fill_ahead(self, file: BlockFile, span: Span) -> None:
-        """On a thread of the prefetcher. Nobody is told of a failure but who waits for the span, and tries anew."""
-        began = self.clock()
-        with self._metering:
-            self._meter.began(began)
-        fetched = self._fetched
-        try:
-            self.fill(file, span, began + Prefetcher.PATIENCE, bulk=True, wait=False)
-            self._ahead_bytes += span.length
-        except HeadraceError as why:
-            log.debug("nothing was read ahead: %s", why.message)
-        except Exception:  # the thread is for others, too; who waits for the span tries by itself and hears of it
-            log.exception("reading ahead failed")
-        with self._metering:
-            came = span.length if span.view is not None and self._fetched != fetched else 0
-            self._meter.ended(self.clock(), came)
-            self.path = Path(self.path.rtt, self._meter.rate)
+    def _failed(self, file: BlockFile, span: Span, why: HeadraceError) -> None:
+        if isinstance(why, SourceChangedError):
+            span.file.stale = True
+        log.debug("%d bytes at %d of a file did not come: %s", span.length, span.offset, why.message)
+        self.ram.failed(span, why)
 
     def _drop(self, span: Span) -> None:
         self.ram.failed(span, HeadraceError("nobody reads ahead there any more"))
 
-    def _get(
-        self, file: BlockFile, span: Span, deadline: float, *, bulk: bool, wait: bool
-    ) -> tuple[memoryview, bytes | None]:
-        """The bytes, and their hash where they are new to the disk's cache."""
+    def _cached(self, file: BlockFile, span: Span) -> memoryview | None:
+        """What the disk's cache has of a span; None: the host has to be asked. Raises HostAwayError where it is not to
+        be, SourceChangedError where it has another version."""
         disk = file.disk
         if disk is not None and disk.has(span.offset, span.end):
             buffer = new_buffer(span.length)
             if disk.read_into(span.offset, buffer):
-                self._from_disk += span.length
-                return buffer, None
+                return buffer
         if self._link is None:
             raise HostAwayError("that part of the file is not cached, and nobody is asked", hint="Leave --offline out.")
         if span.file.stale:
             raise SourceChangedError(f"{file.path} is another version on the host by now")
+        return None
 
+    def _fetch(self, file: BlockFile, span: Span, deadline: float, *, bulk: bool) -> tuple[memoryview, bytes]:
+        """The bytes and their verified hash, from the host."""
+        assert self._link is not None
         path, version, offset, length = file.raw_path, file.version, span.offset, span.length
 
         def ask(session: Session, lane: Lane) -> tuple[memoryview, bytes]:
@@ -171,9 +223,13 @@ class BlockReader:
             self._look_at_path(lane)
             return answer
 
-        answer = self._link.run(ask, deadline, bulk=bulk, wait=wait)
-        self._fetched += length
-        return answer
+        return self._link.run(ask, deadline, bulk=bulk)
+
+    def learn_path(self, deadline: float) -> Path:
+        """What is known of the way to the host, before anything was read. Raises as Link.run."""
+        if self._link is not None:
+            self._link.run(lambda _session, lane: self._look_at_path(lane), deadline)
+        return self.path
 
     def _look_at_path(self, lane: Lane) -> None:
         now = self.clock()
@@ -290,7 +346,9 @@ class BlockFile:
             if mine and self._ahead.window:
                 with self._lock:  # it may have been asked for before, and not have come
                     self._ahead.retreat(span.end)
-            if mine or reader.ahead.steal(span):
+            if reader.path.far and not mine:
+                reader.ahead.hurry(span)
+            elif mine or reader.ahead.steal(span):
                 reader.fill(self, span, deadline, bulk=span.length > LARGE_READ)
                 return span
             if span.view is not None:

@@ -114,6 +114,12 @@ class Link:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the host takes no further lane, so that bulk uses one that small reads wait for. Approximate: it is
+        asked without the lock."""
+        return self._clock() < self._full_until and not any(seat.bulk for seat in list(self._seats))
+
     def on_up(self, callback: Callable[[], None]) -> None:
         """`callback` is called each time the host is there after it was not, the first time included. On a thread of
         the link's: it must not block for long."""

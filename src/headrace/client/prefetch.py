@@ -8,20 +8,26 @@ from collections.abc import Callable
 from typing import Final
 
 from headrace.engine.ramcache import Span
-from headrace.engine.readahead import MOST_LANES
+from headrace.engine.readahead import LANES
+
+type More[Owner] = Callable[[], tuple[Owner, Span] | None]
 
 
 class Prefetcher[Owner]:
     """A queue of spans and the threads that fill them, in order. Thread-safe; close it.
 
-    fill: fetches one; raises nothing. drop: hears of each that nobody will fetch. lanes: how many may be fetched at
-    once now. The threads start with the first span that is pushed.
+    fill: fetches one, and what else `more` gives it, the next span each time, where no other thread would take that at
+    once; raises nothing. drop: hears of each that nobody will fetch. lanes: how many threads may fetch now. They start
+    with the first span that is pushed.
     """
 
-    PATIENCE: Final = 20.0  # seconds for one span
+    PATIENCE: Final = 20.0  # seconds for one call of `fill`
 
     def __init__(
-        self, fill: Callable[[Owner, Span], None], drop: Callable[[Span], None], lanes: Callable[[], int]
+        self,
+        fill: Callable[[Owner, Span, More[Owner]], None],
+        drop: Callable[[Span], None],
+        lanes: Callable[[], int],
     ) -> None:
         self._fill = fill
         self._drop = drop
@@ -37,7 +43,7 @@ class Prefetcher[Owner]:
         with self._changed:
             if not self._closed:
                 self._queue[span] = owner
-                if self._active + len(self._queue) > len(self._threads) and len(self._threads) < MOST_LANES:
+                if self._active + len(self._queue) > len(self._threads) and len(self._threads) < LANES:
                     self._start()
                 self._changed.notify()
                 return
@@ -47,6 +53,12 @@ class Prefetcher[Owner]:
         """Whether nobody had begun with it; then it is the caller's to fetch."""
         with self._changed:
             return self._queue.pop(span, None) is not None
+
+    def hurry(self, span: Span) -> None:
+        """Somebody waits for it: it is the next, if nobody has begun with it."""
+        with self._changed:
+            if span in self._queue:
+                self._queue.move_to_end(span, last=False)
 
     def cancel(self, owner: Owner) -> None:
         """Takes back what was asked for through `owner` and nobody has begun with."""
@@ -68,6 +80,14 @@ class Prefetcher[Owner]:
         for span in dropped:
             self._drop(span)
 
+    def _more(self) -> tuple[Owner, Span] | None:
+        """The next span for a thread that has one, if the others have enough to do."""
+        with self._changed:
+            if self._closed or len(self._queue) <= self._lanes() - self._active:
+                return None
+            span, owner = self._queue.popitem(last=False)
+            return owner, span
+
     def _start(self) -> None:
         name = f"headrace-ahead-{len(self._threads) + 1}"
         thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -84,7 +104,7 @@ class Prefetcher[Owner]:
                 span, owner = self._queue.popitem(last=False)
                 self._active += 1
             try:
-                self._fill(owner, span)
+                self._fill(owner, span, self._more)
             finally:
                 with self._changed:
                     self._active -= 1

@@ -2,7 +2,8 @@
 
 A read that goes on where the last one ended, or nearly so, makes the window grow: twice as much is read ahead each
 time that what was read ahead is used. What is read ahead and then left behind makes it smaller, and keeps the next one
-from opening at the first sign. A seek begins anew.
+from opening at the first sign. A seek begins anew. Who has read so much at each place until now (a player that
+scrubs) is taken to do so at the next: so much is read ahead at once, and no more until the run is longer.
 
 Chunks are powers of two at multiples of their size, up to 4 MiB: 128 KiB at 128 KiB, 256 KiB at 256 KiB, and so on. So
 the chunks of a window are those that a copy would ask for, whose hashes the host may know.
@@ -10,6 +11,7 @@ the chunks of a window are those that a copy would ask for, whose hashes the hos
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -26,15 +28,22 @@ FAR_WINDOW: Final = 8 * BLOCK  # where each round trip costs more than a block
 LARGEST_WINDOW: Final = 32 * MIB
 FAR: Final = 0.002  # seconds of round trip: from here on a block costs hardly more than a fragment
 
-NEAR_LANES: Final = 2  # at once, over loopback and on a LAN: more only get into each other's way
-MOST_LANES: Final = 4
+LANES: Final = 2  # at once, over loopback and on a LAN: more only get into each other's way
 
-LEAST_CHUNK: Final = 4 * BLOCK  # a host takes less for a small read, and has bulk give way to it
+LEAST_CHUNK: Final = 2 * BLOCK  # a host takes less for a small read, and has bulk give way to it
 
-CHUNK_SECONDS: Final = 0.2  # how long one chunk may take at the rate of late: who waits for a part of it waits for all
+# How long one chunk may take at the rate of late: who waits for a part of it waits for all. On a long path several are
+# on their way at once, all on one lane: together they fill it for a round trip and more, and after a seek all are for
+# nothing. Several lanes there share the path as unevenly as their congestion control has it, and who waits for the
+# last chunk waits for the slowest one: 4 MiB after a seek took 0.55 to 0.7 s with three or four, and 0.44 with one.
+CHUNK_SECONDS: Final = 0.2
+FAR_CHUNK_SECONDS: Final = 0.02
+FAR_CHUNK_TRIPS: Final = 1 / 3  # of a round trip, where that is longer
+FAR_DEPTH: Final = 8
 WINDOW_SECONDS: Final = 1.0
 REMEMBERED: Final = 1024  # blocks of which a fragment was read
 SPARSE: Final = 2  # fragments of a block; the next read there is given all of it, which takes as long as three
+FAR_SPARSE: Final = 1  # where a round trip costs more than the block does
 
 Extent = tuple[int, int]  # offset, length
 
@@ -55,8 +64,21 @@ class Path:
     def chunk(self) -> int:
         """The largest chunk that is worth asking for at once."""
         if self.rate is None:
-            return CHUNK_SIZE if not self.far else MIB
-        return _power_below(min(CHUNK_SIZE, max(LEAST_CHUNK, int(self.rate * CHUNK_SECONDS))))
+            return LEAST_CHUNK if self.far else CHUNK_SIZE
+        return _power_below(min(CHUNK_SIZE, max(LEAST_CHUNK, int(self.rate * self._chunk_seconds))))
+
+    @property
+    def _chunk_seconds(self) -> float:
+        return max(FAR_CHUNK_SECONDS, (self.rtt or 0.0) * FAR_CHUNK_TRIPS) if self.far else CHUNK_SECONDS
+
+    @property
+    def depth(self) -> int:
+        """How many chunks may be on their way at once on one lane."""
+        if not self.far:
+            return 1
+        if self.rate is None:
+            return FAR_DEPTH
+        return max(2, min(FAR_DEPTH, math.ceil(self.rate * self._chunk_seconds * FAR_DEPTH / self.chunk)))
 
     @property
     def window(self) -> int:
@@ -67,9 +89,8 @@ class Path:
 
     @property
     def lanes(self) -> int:
-        """How many chunks are worth asking for at once. On a long path each lane stands idle for a round trip between
-        two of them, and the others have to fill it meanwhile."""
-        return MOST_LANES if self.far else NEAR_LANES
+        """How many connections are worth having for it."""
+        return 1 if self.far else LANES
 
 
 UNKNOWN: Final = Path()
@@ -122,15 +143,18 @@ class ReadAhead:
         self._ahead = 0  # up to where was asked for
         self._began_ahead = 0  # where the reading ahead of this run began
         self._doubt = 0  # how often it was for nothing of late
+        self._began = 0  # where this run began
+        self._last = 0  # how long the run before it was, if it was of LARGE or more
+        self._habit = 0  # how long such runs are: the longer one of the last two; 0: nothing is known
         self._touched: OrderedDict[int, int] = OrderedDict()  # fragments, by block
 
     def unit(self, offset: int, length: int, path: Path = UNKNOWN) -> int:
         """In what pieces a read is to be fetched that nothing cached answers: FRAGMENT or BLOCK."""
-        if self._size <= BLOCK or length >= LARGE or self.window or path.far:
+        if self._size <= BLOCK or length >= LARGE or self.window:
             return BLOCK
         block = offset // BLOCK
         fragments = self._touched.get(block, 0)
-        if fragments == SPARSE:
+        if fragments >= (FAR_SPARSE if path.far else SPARSE):
             return BLOCK
         self._touched[block] = fragments + 1
         if len(self._touched) > REMEMBERED:
@@ -138,22 +162,26 @@ class ReadAhead:
         return FRAGMENT
 
     def advance(self, offset: int, length: int, path: Path = UNKNOWN) -> list[Extent]:
-        """At each read, cached or not: what to ask for now beside it, in order."""
+        """At each read, cached or not: what to ask for now beside it, in order. On a long path with the read itself."""
         end = offset + length
         if abs(offset - self._front) > SLACK:
             self._seek(offset)
         if end > self._front:
             self._run += end - max(offset, self._front)
             self._front = end
-        if not self.window and not self._opens(offset, path):
+        # Far away the reader's own bytes come with the rest: the lanes for bulk are up to speed.
+        start = offset // BLOCK * BLOCK if path.far else -(-self._front // BLOCK) * BLOCK
+        if not self.window and not self._opens(offset, start, path):
             return []
-        return self._ask(path)
+        return self._ask(start, path)
 
     def _seek(self, offset: int) -> None:
         self._judge()
+        if self._run >= LARGE:
+            self._habit, self._last = max(self._last, self._run), self._run
         self.runs += 1
         self.window = self._run = self._ahead = self._began_ahead = 0
-        self._front = offset
+        self._front = self._began = offset
 
     def _judge(self) -> None:
         """Whether what was read ahead in this run was of use."""
@@ -180,28 +208,37 @@ class ReadAhead:
         if full:
             self.wasted(1)
 
-    def _opens(self, offset: int, path: Path) -> bool:
+    def _opens(self, offset: int, start: int, path: Path) -> bool:
         """Whether the run is long enough to read ahead of it. The beginning of a file counts as one."""
         enough = LARGE if offset == 0 and not self._doubt else BLOCK << self._doubt
         if self._run < enough or self._size <= BLOCK:
             return False
         first = FAR_WINDOW if path.far else FIRST_WINDOW
         self.window = min(self._most, first)
-        self._ahead = self._began_ahead = -(-self._front // BLOCK) * BLOCK
+        self._ahead = self._began_ahead = start
         return True
 
-    def _ask(self, path: Path) -> list[Extent]:
+    def _ask(self, start: int, path: Path) -> list[Extent]:
         most = min(self._most, path.window)
         if self._front > self._ahead:  # the reader has skipped what was asked for
-            self._ahead = -(-self._front // BLOCK) * BLOCK
-        if self._ahead - self._front > self.window // 2 or self._ahead >= self._size:
-            return []
-        if self._front > self._began_ahead:  # some of it was used
-            self.window = min(most, self.window * 2)
+            self._ahead = max(self._ahead, start)
+        known = self._front <= self._began + self._habit
+        if known:  # as far as runs went until now, and no further
+            until = min(self._began + -(-self._habit // BLOCK) * BLOCK, self._front + most)
+            largest = self._habit // 2
+        else:
+            if self._ahead - self._front > self.window // 2:
+                return []
+            if self._front > self._began_ahead:  # some of it was used
+                self.window = min(most, self.window * 2)
+            until = self._front + self.window
+            largest = self.window // 2
         extents = []
-        until = min(self._size, self._front + self.window)
+        until = min(self._size, until)
+        largest = min(path.chunk, _power_below(max(BLOCK, largest)))
         while self._ahead < until:
-            length = min(_aligned(self._ahead, min(path.chunk, max(BLOCK, self.window // 2))), self._size - self._ahead)
+            fits = _power_below(max(BLOCK, until - self._ahead)) if known else largest
+            length = min(_aligned(self._ahead, min(largest, fits)), self._size - self._ahead)
             extents.append((self._ahead, length))
             self._ahead += length
         return extents

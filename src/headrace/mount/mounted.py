@@ -100,7 +100,8 @@ class Mount:
             self._names.on_invalidate(self._outdated)
             self._server.start()
             found = table.at(self.point)
-            self.read_ahead = device.read_ahead(found.device) if found else 0
+            far = self._reader.learn_path(time.monotonic() + options.timeout).far
+            self.read_ahead = device.read_ahead(found.device, far=far) if found else 0
             self._undo = undo.pop_all()
 
     @property
