@@ -1,6 +1,6 @@
 """What it costs to be watched: a copy with `--metrics` that somebody reads every second, and one with `--trace`, beside
 one with neither. `python -m bench.watched --help`. Each round copies in all ways in turn; `again` is `off` once more,
-and says what the machine's own noise is.
+and says what the machine's own noise is. As that is more than a scrape costs, the CPU time of one is measured as well.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from bench import session
-from headrace.bench import report
+from headrace.bench import procfs, report
 from headrace.bench.measure import Spread, compare
 from headrace.bench.peers import Headrace
+from headrace.bench.process import BenchError
 from headrace.bench.workspace import checker, parse_size, place, random_file, workspace
 
 TARGET: Final = 0.99  # of the rate without
+SCRAPES: Final = 200
 EVERY: Final = 1.0  # seconds between two scrapes; Prometheus's default is 15 to 60
 
 
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
                 check=checker(source),
                 tell=report.tell,
             )
+        scrape = _scrape_seconds(folder, source.parent, host, ports[0])
     rows = [["way", "s (min..max)", "times the rate of off (min..max)"]]
     for result in results:
         seconds = report.spread(Spread.of([sample.seconds for sample in result.samples]), 2)
@@ -67,7 +70,34 @@ def run(options: argparse.Namespace) -> None:
         rows.append([result.name, seconds, report.spread(ratio, 3)])
     print(f"\n{options.size / 1e6:,.0f} MB, rounds in turn: {options.rounds}\n{report.machine_line(facts)}\n")
     print(report.columns(rows))
-    print(f"\n- Scraped every {EVERY:g} s, both sides. Target: at least {TARGET:g}.", flush=True)
+    print(f"\n- Scraped every {EVERY:g} s, both sides. Target: at least {TARGET:g}.")
+    print(
+        f"- One scrape of a share costs it {scrape * 1e3:.2f} ms of CPU, {SCRAPES} in a row: every {EVERY:g} s that is"
+        f" {scrape / EVERY:.2%} of a core, every 15 s {scrape / 15:.3%}.",
+        flush=True,
+    )
+
+
+def _scrape_seconds(folder: Path, source: Path, options: tuple[str, ...], port: int) -> float:
+    """CPU seconds that a share spends on one scrape, answering included."""
+    peer = Headrace("scraped", folder / "scraped", share_options=options)
+    try:
+        peer.start(source)
+        server = peer.server
+        if server is None:
+            raise BenchError("the share did not start")
+        _scrape(port)  # what is loaded with the first one
+        before = procfs.cpu_seconds(server)
+        for _ in range(SCRAPES):
+            _scrape(port)
+        return (procfs.cpu_seconds(server) - before) / SCRAPES
+    finally:
+        peer.stop()
+
+
+def _scrape(port: int) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as got:
+        got.read()
 
 
 @contextlib.contextmanager
@@ -78,11 +108,8 @@ def _scraping(ports: list[int]) -> Iterator[None]:
     def scrape() -> None:
         while not over.wait(EVERY):
             for port in ports:
-                with (
-                    contextlib.suppress(OSError),
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as got,
-                ):
-                    got.read()
+                with contextlib.suppress(OSError):
+                    _scrape(port)
 
     thread = threading.Thread(target=scrape)
     thread.start()
