@@ -20,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -141,10 +142,14 @@ class Host:
             process.wait()
         if not (NAMESPACES / self.name).exists():
             return
-        for pid in _ip("netns", "pids", self.name).split():
-            if int(pid) != os.getpid():
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while left := [pid for pid in map(int, _ip("netns", "pids", self.name).split()) if pid != os.getpid()]:
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.005)  # again: one may have started another meanwhile
         _ip("netns", "delete", self.name)
 
 
