@@ -176,6 +176,7 @@ class Copy:
     def _entries(self, bench: Bench) -> list[Entry]:
         def fits(entry: Entry, wanted: Sequence[str] | None) -> bool:
             able = (entry.trees or not self.files) and (entry.far or not self.link)
+            able = able and (entry.many or self.clients == 1)
             return able and (wanted is None or entry.name in wanted)
 
         wanted = self.quick_peers if bench.quick and self.quick_peers is not None else self.peers

@@ -31,13 +31,14 @@ from headrace.bench.wormhole import Wormhole
 @dataclass(frozen=True, slots=True)
 class Entry:
     """make: of (a folder that does not exist yet, the server's address). trees: whether it copies folders. far:
-    whether it works across a link."""
+    whether it works across a link. many: whether several copies at once do."""
 
     name: str
     kind: Kind
     make: Callable[[Path, str], Peer]
     trees: bool = True
     far: bool = True
+    many: bool = True
 
 
 def headrace(name: str, *options: str, share: Sequence[str] = (), cold: bool = False, changed: bool = False) -> Entry:
@@ -80,6 +81,7 @@ PEERS: Final = (
 LIMITS: Final = (
     Entry("cp", "limit", lambda folder, at: Cp("cp"), far=False),
     Entry("sendfile", "limit", lambda folder, at: Loopback("sendfile", folder, at), trees=False),
-    Entry("iperf3", "limit", lambda folder, at: Iperf3("iperf3", folder, at), trees=False),
+    # Its server takes one client at a time, and what it says is believed, as it makes no copy.
+    Entry("iperf3", "limit", lambda folder, at: Iperf3("iperf3", folder, at), trees=False, far=False, many=False),
 )
 NAMES: Final = tuple(entry.name for entry in PEERS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from headrace.bench.results import Case, Report, Row
@@ -122,16 +123,18 @@ def curves(cases: Sequence[Case], key: str, across: str, up: str, of: Callable[[
 
 def distribution(cases: Sequence[Case]) -> Figure:
     """What part of the reads took how long at most, idle and beside copies."""
-    figure = Figure(figsize=(WIDTH, 3.4))
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     every = figure.subplots(1, len(cases), sharex=True, sharey=True, squeeze=False)
+    styles = {name: number for number, name in enumerate(dict.fromkeys(row.name for one in cases for row in one.rows))}
+    lines: dict[str, Artist] = {}
     for axes, case in zip(every[0], cases, strict=True):
-        for number, row in enumerate(row for row in case.rows if row.quantiles):
-            line, _ = LINES[number % len(LINES)]
+        for row in (row for row in case.rows if row.quantiles):
+            number = styles[row.name] % len(LINES)
             share = [(one + 1) for one in range(len(row.quantiles))]
-            axes.plot(row.quantiles, share, line, color=GREYS[number % len(GREYS)], label=row.name)
+            (lines[row.name],) = axes.plot(row.quantiles, share, LINES[number][0], color=GREYS[number])
         axes.set_xscale("log")
         axes.set_title(case.name, fontsize=9, loc="left")
         axes.set_xlabel("ms")
-        axes.legend(fontsize=7)
     every[0][0].set_ylabel("% of reads")
+    figure.legend(list(lines.values()), list(lines), fontsize=7, loc="outside lower center", ncols=3)
     return figure
