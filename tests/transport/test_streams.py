@@ -614,8 +614,8 @@ def test_an_identity_file_is_what_the_server_context_takes(tmp_path: Path) -> No
 # ---- lent to another process -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sealed_pair(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
+@contextlib.contextmanager
+def connect_sealed(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
     """Client and host, sealed."""
     client, server = connect_tls(two_sockets(), identity)
     for stream in (client, server):
@@ -624,6 +624,12 @@ def sealed_pair(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
     for stream in (client, server):
         stream.abort()
         stream.close()
+
+
+@pytest.fixture
+def sealed_pair(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
+    with connect_sealed(identity) as pair:
+        yield pair
 
 
 def lend(server: TcpStream) -> TcpStream:

@@ -22,7 +22,7 @@ from headrace.transport.tcp import TcpStream
 from headrace.transport.zerocopy import Fallbacks, UnsupportedError, by_sendfile, by_transmit_file, platform_send
 
 from .contract import NOISE, PATIENCE, receive
-from .test_streams import SECRET, connect_tls, two_sockets
+from .test_streams import connect_sealed, two_sockets
 
 SIZE: Final = 3 * MIB + 5
 
@@ -34,14 +34,8 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 
 @pytest.fixture
 def pair(identity: Identity) -> Iterator[tuple[TcpStream, TcpStream]]:
-    """Client and server, sealed."""
-    client, server = connect_tls(two_sockets(), identity)
-    for stream in (client, server):
-        stream.seal(SECRET)
-    yield client, server
-    for stream in (client, server):
-        stream.abort()
-        stream.close()
+    with connect_sealed(identity) as pair:
+        yield pair
 
 
 @pytest.fixture

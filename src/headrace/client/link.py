@@ -116,9 +116,9 @@ class Link:
 
     @property
     def crowded(self) -> bool:
-        """Whether the host takes no further lane, so that bulk uses one that small reads wait for. Approximate: it is
-        asked without the lock."""
-        return self._clock() < self._full_until and not any(seat.bulk for seat in list(self._seats))
+        """Whether the host takes no further lane, so that bulk uses one that small reads wait for. Approximate without
+        the lock."""
+        return self._is_full() and not self._count(True)
 
     def on_up(self, callback: Callable[[], None]) -> None:
         """`callback` is called each time the host is there after it was not, the first time included. On a thread of
@@ -227,7 +227,7 @@ class Link:
                 self._waiting -= 1
 
     def _pop(self, bulk: bool) -> _Seat | None:
-        for kind in (bulk, False) if bulk and not self._count(True) and self._is_full() else (bulk,):
+        for kind in (bulk, False) if bulk and self.crowded else (bulk,):
             with contextlib.suppress(IndexError):
                 return self._idle[kind].pop()
         return None

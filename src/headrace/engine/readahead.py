@@ -26,7 +26,7 @@ SLACK: Final = MIB  # the kernel sends several reads at once, and they come in a
 FIRST_WINDOW: Final = 4 * BLOCK
 FAR_WINDOW: Final = 8 * BLOCK  # where each round trip costs more than a block
 LARGEST_WINDOW: Final = 32 * MIB
-FAR: Final = 0.002  # seconds of round trip: from here on a block costs hardly more than a fragment
+FAR: Final = 0.002  # seconds of round trip: from here on the way costs more than a block's bytes
 
 LANES: Final = 2  # at once, over loopback and on a LAN: more only get into each other's way
 
